@@ -1,0 +1,32 @@
+"""What can go wrong at the collector, and what the caller should do about it.
+
+No message carries a value that came from outside: an error's text may cross the wire.
+"""
+
+
+class CollectorError(Exception):
+    """Anything the collector raises on purpose."""
+
+
+class ConfigInvalid(CollectorError):
+    """A config or plan file is wrong: fix the field that the message names, then start again."""
+
+
+class PlanUnknown(CollectorError):
+    """No registered plan has that name, version or hash: register it with `cloud-collector plans add`."""
+
+
+class QuestionInvalid(CollectorError):
+    """The question names a metric, column, value or duration that the plan does not have: fix the question."""
+
+
+class StoreFailed(CollectorError):
+    """The disk did not keep what it was given: stop, look at the disk, start again. Nothing unacked was promised."""
+
+
+class Overloaded(CollectorError):
+    """The queue is full: send the same bytes again after the pushback."""
+
+
+class CollectorUnreachable(CollectorError):
+    """No collector answers at that address: start it with `cloud-collector serve`, or correct the address."""

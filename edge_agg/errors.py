@@ -1,0 +1,28 @@
+"""What can go wrong at the edge, and what the caller should do about it.
+
+Errors name files, fields and codes, never a value out of an event: an error's text may reach a log.
+"""
+
+
+class EdgeError(Exception):
+    """Anything the agent raises on purpose."""
+
+
+class ConfigInvalid(EdgeError):
+    """The agent's config is wrong: fix the field that the message names, then start again."""
+
+
+class SourceUnreadable(EdgeError):
+    """A source cannot be read as the plan needs it (no such file, a column missing): fix the source or the plan."""
+
+
+class JournalFailed(EdgeError):
+    """The journal could not be read or written: the agent stops. Repair the disk and start it again; never retry."""
+
+
+class BudgetExhausted(EdgeError):
+    """The account has no room for the charge: nothing was charged or drawn. Wait for the horizon to move on."""
+
+
+class PlanRefused(EdgeError):
+    """The plan is well formed but cannot be run as written (no noise scale fits its budget, say): change the plan."""

@@ -1,0 +1,208 @@
+"""The agent's config: tuning and places, never meaning. Strict: an unknown or wrong field is named by its path.
+
+Relative paths are taken from the config file's folder.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from edge_agg.contract.address import is_loopback
+from edge_agg.contract.errors import PlanInvalid
+from edge_agg.contract.plan import Plan, parse_duration, parse_plan
+from edge_agg.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the config."""
+
+
+class AgentTable(_Strict, frozen=True, kw_only=True):
+    """`[agent]`."""
+
+    name: str
+    """The node's name at the collector."""
+    state: str
+    """The folder of the journal; only this agent may use it."""
+    tenant: str = "default"
+
+
+class CollectorTable(_Strict, frozen=True, kw_only=True):
+    """`[collector]`."""
+
+    url: str
+    """`host:port`."""
+    batch: int = 20
+    """Releases in one call."""
+    deadline_s: float = 20.0
+    """How long one call may take."""
+    retry_first_s: float = 0.5
+    """The first back-off."""
+    retry_limit_s: float = 60.0
+    """The longest back-off."""
+
+
+class AccountTable(_Strict, frozen=True, kw_only=True):
+    """`[[account]]`: one population's budget."""
+
+    name: str
+    privacy_unit: str
+    """The column that identifies the population's units in every plan of the account."""
+    epsilon: float
+    delta: float
+    horizon: str
+
+
+class SourceTable(_Strict, frozen=True, kw_only=True):
+    """`[[source]]`."""
+
+    kind: Literal["file"]
+    path: str
+    """A glob pattern of parquet, ndjson, csv or arrow files."""
+
+
+class PlanTable(_Strict, frozen=True, kw_only=True):
+    """`[[plan]]`."""
+
+    path: str
+    account: str
+
+
+class HistoryTable(_Strict, frozen=True, kw_only=True):
+    """`[history]`: the public span of a backfill, so that which windows exist does not depend on the data."""
+
+    start: date
+    end: date
+    """The first day after it."""
+
+
+class Config(_Strict, frozen=True, kw_only=True):
+    """A whole agent config; build it with :func:`load`."""
+
+    agent: AgentTable
+    collector: CollectorTable
+    account: list[AccountTable]
+    source: list[SourceTable]
+    plan: list[PlanTable]
+    history: HistoryTable | None = None
+
+
+def load(path: Path) -> tuple[Config, list[Plan]]:
+    """Read a config and the plans it names.
+
+    Returns:
+        The config with absolute paths, and its plans in the order of its `[[plan]]` tables.
+
+    Raises:
+        ConfigInvalid: naming the file and the path of the first field that is wrong.
+    """
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=Config)
+    except OSError as error:
+        raise ConfigInvalid(f"{path}: cannot be read ({error.strerror})") from None
+    except msgspec.ValidationError as error:
+        problem, _, field = str(error).partition(" - at `")
+        raise ConfigInvalid(f"{path}: {field.rstrip('`') or '$'}: {problem}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path}: not TOML: {error}") from None
+    home = path.resolve().parent
+    config = msgspec.structs.replace(
+        config,
+        agent=msgspec.structs.replace(config.agent, state=str(home / config.agent.state)),
+        source=[msgspec.structs.replace(source, path=str(home / source.path)) for source in config.source],
+        plan=[msgspec.structs.replace(plan, path=str(home / plan.path)) for plan in config.plan],
+    )
+    plans = [load_plan(home / entry.path) for entry in config.plan]
+    for field, holds, problem in _rules(config, plans):
+        if not holds:
+            raise ConfigInvalid(f"{path}: {field}: {problem}")
+    return config, plans
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        ConfigInvalid: naming the file and the path of the first field that is wrong.
+    """
+    try:
+        return parse_plan(path.read_text())
+    except OSError as error:
+        raise ConfigInvalid(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigInvalid(f"{path}: not UTF-8") from None
+    except PlanInvalid as error:
+        raise ConfigInvalid(f"{path}: {error}") from None
+
+
+def horizon_of(account: AccountTable) -> timedelta:
+    """The account's horizon."""
+    return parse_duration(account.horizon)
+
+
+def span_of(history: HistoryTable | None) -> tuple[datetime | None, datetime | None]:
+    """The public span as moments in UTC; (None, None) without one."""
+    if history is None:
+        return None, None
+    return _midnight(history.start), _midnight(history.end)
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _rules(config: Config, plans: list[Plan]) -> list[tuple[str, bool, str]]:
+    accounts = {account.name: account for account in config.account}
+    rules = [
+        ("$.agent.name", _NAME.fullmatch(config.agent.name) is not None, "letters, digits and _.- only, 63 at most"),
+        (
+            "$.agent.tenant",
+            _NAME.fullmatch(config.agent.tenant) is not None,
+            "letters, digits and _.- only, 63 at most",
+        ),
+        ("$.collector.url", is_loopback(config.collector.url), "without TLS only a loopback address is taken"),
+        ("$.collector.batch", 1 <= config.collector.batch <= 64, "must lie in 1 .. 64"),
+        ("$.account", len(accounts) == len(config.account), "two accounts have one name"),
+        ("$.source", len(config.source) > 0, "an agent has at least one source"),
+        ("$.plan", len(plans) > 0, "an agent has at least one plan"),
+        ("$.plan", len({plan.name for plan in plans}) == len(plans), "two plans have one name"),
+    ]
+    if config.history is not None:
+        rules.append(("$.history", config.history.start < config.history.end, "must start before it ends"))
+    for i, account in enumerate(config.account):
+        rules += _account_rules(f"$.account[{i}]", account)
+    for i, (entry, plan) in enumerate(zip(config.plan, plans, strict=True)):
+        named = accounts.get(entry.account)
+        rules.append((f"$.plan[{i}].account", named is not None, "names no account"))
+        same = named is not None and named.privacy_unit == plan.privacy_unit.column
+        rules.append((f"$.plan[{i}].account", same, "protects another privacy unit than the plan"))
+    types: dict[str, str] = {}
+    for i, plan in enumerate(plans):
+        agree = all(types.setdefault(name, kind) == kind for name, kind in plan.events.columns.items())
+        rules.append((f"$.plan[{i}]", agree, "reads a column as another type than an earlier plan"))
+    return rules
+
+
+def _account_rules(path: str, account: AccountTable) -> list[tuple[str, bool, str]]:
+    try:
+        horizon: timedelta | None = horizon_of(account)
+    except ValueError:
+        horizon = None
+    return [
+        (f"{path}.epsilon", 0 < account.epsilon <= 1000, "must lie in 0 .. 1000"),
+        (f"{path}.delta", 0 < account.delta < 1, "must lie between 0 and 1"),
+        (
+            f"{path}.horizon",
+            horizon is not None and horizon >= timedelta(days=1),
+            "must be a duration of a day or more",
+        ),
+    ]

@@ -1,0 +1,402 @@
+"""The agent's one durable file: charges, sealed releases and source positions.
+
+Place: step 7 of an event's way. One SQLite file, one connection, WAL with `synchronous=FULL`, three transactions:
+
+    T1  the window's attempt and its charge              before noise is drawn
+    T2  the sealed bytes, the chain link, the position   after the draw, before anything is sent
+    T3  the ack                                          after the collector has committed
+
+Invariants: no charge row, no draw; a sealed release is never made again; the chain has no gaps. On any SQLite error
+the journal is finished (JournalFailed): the process ends, and a retried fsync can never pass for a good one.
+
+| table | one row is |
+|---|---|
+| journal | this file's incarnation and secret |
+| plan | a plan that was ever charged, as written, so that an auditor can recompute |
+| charge | one attempt at one window (T1) |
+| release | one sealed release (T2); its payload goes once it is acked (T3) |
+| part | one file that was read to its end, and its latest event time |
+| local_count | what the agent knows about its own data; it stays on the device |
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Self
+
+import apsw
+
+from edge_agg.contract.codec import from_us, to_us
+from edge_agg.contract.refusal import Refusal
+from edge_agg.contract.release import Charge, Link, Sealed, Status
+from edge_agg.errors import JournalFailed
+from edge_agg.failpoint import failpoint
+from edge_agg.privacy.ledger import Entry, total
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from edge_agg.contract.plan import PlanHash
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE journal (
+  incarnation TEXT NOT NULL, secret BLOB NOT NULL, agent TEXT NOT NULL, created_us INTEGER NOT NULL) STRICT;
+CREATE TABLE plan (plan_hash BLOB PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL) STRICT;
+CREATE TABLE charge (
+  account TEXT NOT NULL, plan_hash BLOB NOT NULL, window_start_us INTEGER NOT NULL, attempt INTEGER NOT NULL,
+  rho TEXT NOT NULL, delta TEXT NOT NULL, PRIMARY KEY (plan_hash, window_start_us, attempt)) STRICT;
+CREATE TABLE release (
+  seq INTEGER PRIMARY KEY, plan_hash BLOB NOT NULL, window_start_us INTEGER NOT NULL, window_end_us INTEGER NOT NULL,
+  status TEXT NOT NULL, header BLOB NOT NULL, payload BLOB, hash BLOB NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('sealed', 'acked', 'parked')), refusal TEXT,
+  UNIQUE (plan_hash, window_start_us)) STRICT;
+CREATE INDEX release_waiting ON release (seq) WHERE state = 'sealed';
+CREATE TABLE part (
+  source TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  latest_us INTEGER NOT NULL, PRIMARY KEY (source, path)) STRICT;
+CREATE TABLE local_count (name TEXT PRIMARY KEY, n INTEGER NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A sealed release that has not been acked."""
+
+    seq: int
+    sealed: Sealed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """A release that was refused for good."""
+
+    seq: int
+    window_start: datetime
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """A part of a source that was read to its end, and how far in event time it reaches."""
+
+    source: str
+    path: str
+    size: int
+    mtime_ns: int
+    latest_us: int
+    """The latest event time in it; it stays on the device."""
+
+
+class Journal:
+    """The open journal of one agent."""
+
+    def __init__(
+        self, connection: apsw.Connection, incarnation: str, secret: bytes, agent: str, created: datetime
+    ) -> None:
+        self._db = connection
+        self.incarnation = incarnation
+        """A random name given to this file when it was created."""
+        self.secret = secret
+        """The root of the windows' salts; 32 bytes that never leave the device."""
+        self.agent = agent
+        """The agent's name."""
+        self.created = created
+        """When this file was created: an agent on live data has no windows before it."""
+        self._locks: list[int] = []
+
+    @classmethod
+    def open(cls, folder: Path, agent: str, *, now: datetime) -> Self:
+        """Open the journal in a folder, or create it (folder 0700, file 0600).
+
+        Raises:
+            JournalFailed: the disk refused, or the journal is another agent's or a newer version's.
+        """
+        with _as_journal_failed():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = _lock(folder)
+            os.close(os.open(folder / "journal.sqlite", os.O_CREAT | os.O_RDWR, 0o600))
+            db = apsw.Connection(str(folder / "journal.sqlite"))
+            db.set_busy_timeout(2000)
+            db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
+            version = db.execute("PRAGMA user_version").get
+            if version == 0:
+                with db:
+                    db.execute(_SCHEMA)
+                    db.execute(
+                        "INSERT INTO journal VALUES (?, ?, ?, ?)",
+                        (secrets.token_hex(16), secrets.token_bytes(32), agent, to_us(now)),
+                    )
+                    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        journal = cls._checked(db, agent)
+        journal.hold(lock)
+        return journal
+
+    @classmethod
+    def read(cls, folder: Path, agent: str) -> Self:
+        """Open an existing journal to look at it, also while the agent runs.
+
+        Raises:
+            JournalFailed: there is none, or it cannot be read.
+        """
+        with _as_journal_failed():
+            db = apsw.Connection(str(folder / "journal.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
+            db.set_busy_timeout(2000)
+        return cls._checked(db, agent)
+
+    @classmethod
+    def _checked(cls, db: apsw.Connection, agent: str) -> Self:
+        with _as_journal_failed():
+            version = db.execute("PRAGMA user_version").get
+            if version != SCHEMA_VERSION:
+                raise JournalFailed(f"the journal has version {version}, this program writes {SCHEMA_VERSION}")
+            rows = db.execute("SELECT incarnation, secret, agent, created_us FROM journal")
+            incarnation, secret, owner, created_us = next(iter(rows))
+        if owner != agent:
+            raise JournalFailed("the journal in this folder belongs to another agent")
+        return cls(db, incarnation, secret, owner, from_us(created_us))
+
+    def hold(self, lock: int) -> None:
+        """Keep a lock's descriptor open as long as the journal is."""
+        self._locks.append(lock)
+
+    def close(self) -> None:
+        """Close the file, then let go of the folder."""
+        with _as_journal_failed():
+            self._db.close()
+        for lock in self._locks:
+            os.close(lock)
+        self._locks.clear()
+
+    # What was charged (T1)
+
+    def charge(
+        self, *, account: str, plan_hash: PlanHash, name: str, text: str, window_start: datetime, charge: Charge
+    ) -> None:
+        """T1: one more attempt at a window, and its charge, committed before anything is drawn.
+
+        The caller has checked that there is room; one process, one thread, so nothing comes between.
+        """
+        failpoint("before_charge")
+        with _as_journal_failed(), self._db:
+            self._db.execute("INSERT OR IGNORE INTO plan VALUES (?, ?, ?)", (plan_hash, name, text))
+            self._db.execute(
+                "INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    account,
+                    plan_hash,
+                    to_us(window_start),
+                    self.attempts(plan_hash, window_start) + 1,
+                    str(charge.rho),
+                    str(charge.delta),
+                ),
+            )
+            failpoint("charge_uncommitted")
+        failpoint("charge_committed")
+
+    def attempts(self, plan_hash: PlanHash, window_start: datetime) -> int:
+        """How often noise may have been drawn for a window."""
+        return int(
+            self._one(
+                "SELECT count(*) FROM charge WHERE plan_hash=? AND window_start_us=?", plan_hash, to_us(window_start)
+            )
+        )
+
+    def entries(self, account: str) -> list[Entry]:
+        """Every charge of an account, by window."""
+        rows = self._all(
+            "SELECT window_start_us, rho, delta FROM charge WHERE account=? ORDER BY window_start_us", account
+        )
+        return [Entry(window_start=from_us(us), charge=_charge(rho, delta)) for us, rho, delta in rows]
+
+    def window_charge(self, plan_hash: PlanHash, window_start: datetime) -> Charge:
+        """What a window was charged, all attempts together."""
+        rows = self._all(
+            "SELECT rho, delta FROM charge WHERE plan_hash=? AND window_start_us=?", plan_hash, to_us(window_start)
+        )
+        return sum((_charge(rho, delta) for rho, delta in rows), Charge())
+
+    def cumulative(self, account: str) -> Charge:
+        """What an account was charged since the journal was created."""
+        return total(self.entries(account))
+
+    # What was released (T2)
+
+    def next_link(self) -> Link:
+        """The place in the chain that the next release takes."""
+        last = self._all("SELECT seq, hash FROM release ORDER BY seq DESC LIMIT 1")
+        seq, prev_hash = last[0] if last else (0, b"")
+        return Link(incarnation=self.incarnation, seq=seq + 1, prev_hash=prev_hash)
+
+    def seal(
+        self,
+        *,
+        seq: int,
+        plan_hash: PlanHash,
+        window: tuple[datetime, datetime],
+        status: Status,
+        sealed: Sealed,
+        positions: Sequence[Position],
+        local_counts: Mapping[str, int],
+    ) -> None:
+        """T2: the sealed bytes, the position of every source that was read to here, and the local counts.
+
+        Args:
+            seq: from `next_link`, with nothing sealed since.
+            plan_hash: the plan's.
+            window: its start and end.
+            status: what stands behind the window.
+            sealed: what will be sent, byte for byte.
+            positions: the parts that were read to their end since the last call.
+            local_counts: what to add to the device's own counts.
+        """
+        with _as_journal_failed(), self._db:
+            start, end = window
+            self._db.execute(
+                "INSERT INTO release VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'sealed', NULL)",
+                (seq, plan_hash, to_us(start), to_us(end), status.value, sealed.header, sealed.payload, sealed.hash),
+            )
+            self._note(positions, local_counts)
+            failpoint("seal_uncommitted")
+        failpoint("seal_committed")
+
+    def note(self, positions: Sequence[Position], local_counts: Mapping[str, int]) -> None:
+        """Keep positions and local counts where no window was due."""
+        with _as_journal_failed(), self._db:
+            self._note(positions, local_counts)
+
+    def _note(self, positions: Sequence[Position], local_counts: Mapping[str, int]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO part VALUES (?, ?, ?, ?, ?)",
+            [(p.source, p.path, p.size, p.mtime_ns, p.latest_us) for p in positions],
+        )
+        self._db.executemany(
+            "INSERT INTO local_count VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
+            [(name, n) for name, n in local_counts.items() if n],
+        )
+
+    def closed_before(self, plan_hash: PlanHash) -> datetime | None:
+        """The end of the last window that was sealed: the high-water mark. No window before it opens again."""
+        us = self._one("SELECT max(window_end_us) FROM release WHERE plan_hash=?", plan_hash)
+        return None if us is None else from_us(us)
+
+    def positions_within(self, source: str, closed_before: Sequence[datetime | None]) -> list[Position]:
+        """The parts that need not be read again: all their rows are in windows that every plan has closed."""
+        if not closed_before or any(moment is None for moment in closed_before):
+            return []
+        least = min(to_us(moment) for moment in closed_before if moment is not None)
+        rows = self._all(
+            "SELECT path, size, mtime_ns, latest_us FROM part WHERE source=? AND latest_us<?", source, least
+        )
+        return [
+            Position(source=source, path=path, size=size, mtime_ns=mtime, latest_us=us)
+            for path, size, mtime, us in rows
+        ]
+
+    # What was sent (T3)
+
+    def waiting(self, limit: int, *, skip: Collection[int] = (), max_bytes: int = 4 << 20) -> list[Waiting]:
+        """The oldest releases that were not acked, as many as fit `limit` and (but for the first) `max_bytes`."""
+        query = "SELECT seq, header, payload, hash FROM release WHERE state='sealed' ORDER BY seq LIMIT ?"
+        found: list[Waiting] = []
+        size = 0
+        for seq, header, payload, hash_ in self._all(query, limit + len(skip)):
+            if seq in skip:
+                continue
+            size += len(header) + len(payload)
+            if len(found) == limit or (found and size > max_bytes):
+                break
+            found.append(Waiting(seq=seq, sealed=Sealed(header=header, payload=payload, hash=hash_)))
+        return found
+
+    def settle(self, *, acked: Sequence[int], parked: Sequence[tuple[int, Refusal]]) -> None:
+        """T3: acked releases give up their payload; parked ones keep it and say why."""
+        with _as_journal_failed(), self._db:
+            self._db.executemany(
+                "UPDATE release SET state='acked', payload=NULL WHERE seq=?", [(seq,) for seq in acked]
+            )
+            self._db.executemany(
+                "UPDATE release SET state='parked', refusal=? WHERE seq=?",
+                [(refusal.value, seq) for seq, refusal in parked],
+            )
+            failpoint("ack_uncommitted")
+        failpoint("ack_committed")
+
+    # What a person may look at, on the device
+
+    def unacked(self) -> int:
+        """Releases that wait."""
+        return int(self._one("SELECT count(*) FROM release WHERE state='sealed'"))
+
+    def parked(self) -> list[Parked]:
+        """Releases that were refused for good, oldest first."""
+        rows = self._all("SELECT seq, window_start_us, refusal FROM release WHERE state='parked' ORDER BY seq")
+        return [Parked(seq=seq, window_start=from_us(us), refusal=Refusal(refusal)) for seq, us, refusal in rows]
+
+    def oldest_waiting(self) -> datetime | None:
+        """The end of the oldest window that waits to be acked."""
+        us = self._one("SELECT min(window_end_us) FROM release WHERE state='sealed'")
+        return None if us is None else from_us(us)
+
+    def statuses(self, plan_hash: PlanHash) -> dict[str, int]:
+        """How many windows of a plan were sealed with each status."""
+        return dict(self._all("SELECT status, count(*) FROM release WHERE plan_hash=? GROUP BY status", plan_hash))
+
+    def local_counts(self) -> dict[str, int]:
+        """What the agent knows about its own data. For the device's operator alone."""
+        return dict(self._all("SELECT name, n FROM local_count ORDER BY name"))
+
+    def _all(self, query: str, *values: Any) -> list[Any]:
+        with _as_journal_failed():
+            return list(self._db.execute(query, values))
+
+    def _one(self, query: str, *values: Any) -> Any:
+        with _as_journal_failed():
+            return self._db.execute(query, values).get
+
+
+def _lock(folder: Path) -> int:
+    """Keep a second agent out of the folder for as long as this process holds the descriptor."""
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise JournalFailed("another agent runs on this folder") from None
+    os.truncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    return lock
+
+
+def running(folder: Path) -> int | None:
+    """The process id of the agent that runs on a folder, or None."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(lock, 20) or 0) or None
+    finally:
+        os.close(lock)
+    return None
+
+
+def _charge(rho: str, delta: str) -> Charge:
+    return Charge(rho=Fraction(rho), delta=Fraction(delta))
+
+
+@contextmanager
+def _as_journal_failed() -> Iterator[None]:
+    try:
+        yield
+    except (apsw.Error, OSError) as error:
+        raise JournalFailed(f"the journal could not be read or written ({type(error).__name__})") from None

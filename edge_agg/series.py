@@ -1,0 +1,188 @@
+"""One plan's series of windows: from typed batches to sealed releases.
+
+Place: steps 3 to 7 of an event's way, in their order: window, bound, aggregate, charge, noise, seal.
+Invariants: one release for each window, oldest first, and never a second; the charge is committed before the noise is
+drawn, the sealed bytes before anything is sent; of the exact vectors nothing outlives `_released`. A window that was
+charged twice without being sealed is published as lost, one that finds no room as exhausted: never silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_agg.contract import arrow, codec
+from edge_agg.contract.cells import n_cells
+from edge_agg.contract.plan import PlanHash, plan_hash
+from edge_agg.contract.release import Release, Status
+from edge_agg.errors import BudgetExhausted
+from edge_agg.failpoint import failpoint
+from edge_agg.privacy.ledger import Budget, Entry, check_room
+from edge_agg.privacy.rows import read_events
+from edge_agg.telemetry import Event, emit
+from edge_agg.window import Span, closing, split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    import pyarrow as pa
+
+    from edge_agg.journal import Journal, Position
+    from edge_agg.privacy.bound import Bounding
+    from edge_agg.privacy.measurement import Measurement
+
+MAX_ATTEMPTS = 2
+"""Draws that a window may be charged for; after that it is lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One population's budget at this agent."""
+
+    name: str
+    budget: Budget
+
+
+@dataclass(slots=True, kw_only=True)
+class Series:
+    """The windows of one plan at one agent."""
+
+    tenant: str
+    measurement: Measurement
+    account: Account
+    journal: Journal
+    span: Span
+    """The public span of a backfill, or no bounds."""
+    hash: PlanHash = field(init=False)
+    closed_before: datetime | None = field(init=False)
+    """The high-water mark."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What this device alone may know: rows late, dropped, outside."""
+    _open: dict[datetime, Bounding] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.hash = plan_hash(self.measurement.plan)
+        self.closed_before = self.journal.closed_before(self.hash)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take a typed batch in: every row goes to its open window or is dropped by a public rule."""
+        plan = self.measurement.plan
+        events = read_events(plan, self.measurement.vectors, batch)
+        parts = split(events.time_us, every=plan.every, closed_before=self.closed_before, span=self.span)
+        for start, index in parts.windows.items():
+            if start not in self._open:
+                self._open[start] = self.measurement.bounding(self._salt(start))
+            self._open[start].add(events.take(index))
+        prefix = f"{plan.name}."
+        self.counts.update(
+            {f"{prefix}late": parts.late, f"{prefix}outside": parts.outside, f"{prefix}dropped": events.dropped}
+        )
+
+    def due(self, watermark: datetime) -> list[datetime]:
+        """The windows that close at this watermark, oldest first, empty ones included."""
+        plan = self.measurement.plan
+        first = self.span.start if self.span.start is not None else min(self._open, default=None)
+        return list(
+            closing(
+                first=first,
+                closed_before=self.closed_before,
+                watermark=watermark,
+                every=plan.every,
+                lateness=plan.lateness,
+            )
+        )
+
+    def latest_open(self) -> datetime | None:
+        """The end of the latest window that holds rows."""
+        latest = max(self._open, default=None)
+        return None if latest is None else latest + self.measurement.plan.every
+
+    def close(self, start: datetime, positions: Sequence[Position] = ()) -> Status:
+        """Close the oldest open window: charge, draw, seal.
+
+        Args:
+            start: the first of `due`.
+            positions: parts read to their end, to be journalled with the release.
+
+        Returns:
+            What stands behind the window now.
+
+        Raises:
+            JournalFailed: nothing more may be drawn; the process ends.
+        """
+        plan = self.measurement.plan
+        bounding = self._open.pop(start, None) or self.measurement.bounding(self._salt(start))
+        status = self._charge(start)
+        payload = self._released(bounding) if status is Status.RELEASED else b""
+        link = self.journal.next_link()
+        release = Release(
+            tenant=self.tenant,
+            agent=self.journal.agent,
+            link=link,
+            plan=plan.name,
+            plan_version=plan.version,
+            plan_hash=self.hash,
+            window_start=start,
+            window_end=start + plan.every,
+            status=status,
+            account=self.account.name,
+            charge=self.journal.window_charge(self.hash, start),
+            cumulative=self.journal.cumulative(self.account.name),
+            vectors=self.measurement.specs if payload else (),
+            max_partitions=plan.bounds.max_partitions,
+            max_rows_per_partition=plan.bounds.max_rows_per_partition,
+            max_nodes=plan.privacy_unit.max_nodes,
+            rows=n_cells(plan) if payload else 0,
+            payload_sha256=hashlib.sha256(payload).digest() if payload else b"",
+        )
+        self.journal.seal(
+            seq=link.seq,
+            plan_hash=self.hash,
+            window=(release.window_start, release.window_end),
+            status=status,
+            sealed=codec.seal(release, payload),
+            positions=positions,
+            local_counts=self.counts,
+        )
+        self.counts.clear()
+        self.closed_before = release.window_end
+        emit(Event.WINDOW_SEALED, plan=plan.name, window=start.isoformat(), status=status.value)
+        return status
+
+    def _charge(self, start: datetime) -> Status:
+        """T1, or the reason why nothing may be drawn."""
+        attempts = self.journal.attempts(self.hash, start)
+        if attempts >= MAX_ATTEMPTS:
+            return Status.LOST
+        new = Entry(window_start=start, charge=self.measurement.charge)
+        try:
+            check_room(self.account.budget, self.journal.entries(self.account.name), new)
+        except BudgetExhausted:
+            return Status.LOST if attempts else Status.EXHAUSTED
+        plan = self.measurement.plan
+        self.journal.charge(
+            account=self.account.name,
+            plan_hash=self.hash,
+            name=plan.name,
+            text=msgspec.json.encode(plan).decode(),
+            window_start=start,
+            charge=new.charge,
+        )
+        return Status.RELEASED
+
+    def _released(self, bounding: Bounding) -> bytes:
+        """Aggregate, draw, encode. Nothing of it is logged, counted or kept but the encoded noisy values."""
+        noisy = self.measurement.draw(self.measurement.exact(bounding.kept()))
+        failpoint("noise_drawn")
+        return arrow.encode(noisy)
+
+    def _salt(self, start: datetime) -> bytes:
+        """This window's own secret: it never repeats, and a restart finds it again."""
+        message = self.hash + codec.to_us(start).to_bytes(8, "little", signed=True)
+        return hmac.digest(self.journal.secret, message, "sha256")

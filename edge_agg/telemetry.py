@@ -1,0 +1,72 @@
+"""What the agent says about itself: events out of one catalogue, as JSON lines on standard error.
+
+Invariants: an event is a noun and a past participle, emitted once a window or batch, never once a row; no field
+depends on the data except through a mechanism (promise A4): no row counts, no keys, no values, no exception texts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger("edge_agg")
+
+
+class Event(StrEnum):
+    """Everything the agent ever says."""
+
+    AGENT_STARTED = "agent_started"
+    """agent, plans: the parts are built and the journal is open."""
+    PART_READ = "part_read"
+    """source, parts: one more file was read to its end."""
+    WINDOWS_DUE = "windows_due"
+    """windows: how many are to be closed now, over all plans."""
+    WINDOW_SEALED = "window_sealed"
+    """plan, window, status: a release was made and stored; it waits to be sent."""
+    RELEASES_ACKED = "releases_acked"
+    """releases, payload_bytes: the collector has them on disk."""
+    RELEASE_PARKED = "release_parked"
+    """seq, refusal: refused for good; a person must look."""
+    RELEASE_HELD = "release_held"
+    """seq, refusal: refused for now; it is kept and tried again much later."""
+    SEND_FAILED = "send_failed"
+    """status, retry_s: the collector could not be asked; the same bytes go again."""
+    AGENT_STOPPED = "agent_stopped"
+    """agent, unacked: the journal is closed."""
+
+
+_watchers: list[Callable[[Event, dict[str, str | int | float]], None]] = []
+
+
+def emit(event: Event, **fields: str | float) -> None:
+    """Say that something happened."""
+    _log.info(event.value, extra={"fields": fields})
+    for watcher in _watchers:
+        watcher(event, fields)
+
+
+def watch(watcher: Callable[[Event, dict[str, str | int | float]], None]) -> None:
+    """Let the command line follow along, for a progress bar."""
+    _watchers.append(watcher)
+
+
+def configure(*, quiet: bool = False) -> None:
+    """Write events to standard error, one JSON object a line; `quiet` drops them."""
+    handler: logging.Handler = logging.NullHandler() if quiet else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    _log.handlers[:] = [handler]
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return json.dumps({"time": moment, "event": record.getMessage(), **getattr(record, "fields", {})})

@@ -1,0 +1,230 @@
+"""The way up: sealed releases are sent until they are acked, or refused for good.
+
+Place: step 8 of an event's way. An onion: what waits in the journal > back-off > deadline > one unary call.
+Invariants: what is sent is what was sealed, byte for byte; a release is acked only by a receipt that names its hash; a
+refusal parks or holds one release and never the others behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import grpc
+import grpc.aio
+
+from edge_agg.contract.refusal import PUSHBACK_KEY, RULES, Refusal
+from edge_agg.contract.v1 import collector_pb2 as pb
+from edge_agg.contract.v1 import collector_pb2_grpc, release_pb2
+from edge_agg.failpoint import failpoint
+from edge_agg.telemetry import Event, emit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from datetime import datetime
+
+    from edge_agg.clock import Clock
+    from edge_agg.journal import Journal, Waiting
+
+HOLD_S = 300.0
+"""How long a held release waits, seconds; a plan that its collector does not know yet is the usual reason."""
+
+
+Outcome = Literal["progress", "failed", "idle"]
+
+
+class CallFailed(Exception):
+    """One call brought no receipts: the same bytes go again after `retry_s`, or in smaller batches."""
+
+    def __init__(self, status: str, *, pushback_s: float | None, too_large: bool) -> None:
+        super().__init__(status)
+        self.status = status
+        """The name of the gRPC status."""
+        self.pushback_s = pushback_s
+        """How long the collector asked to wait."""
+        self.too_large = too_large
+        """Whether the message, rather than the collector, is the trouble."""
+
+
+class Wire(Protocol):
+    """One call to the collector."""
+
+    async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
+        """Send a batch.
+
+        Raises:
+            CallFailed: nobody knows what became of the batch; send the same bytes again.
+        """
+        ...
+
+
+class GrpcWire:
+    """The collector over gRPC."""
+
+    def __init__(self, address: str, *, deadline_s: float) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)])
+        self._stub = collector_pb2_grpc.CollectorServiceStub(self._channel)
+        self._deadline_s = deadline_s
+
+    async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
+        """Send a batch; see :class:`Wire`."""
+        request = pb.PushReleasesRequest(
+            releases=[release_pb2.SealedRelease(header=w.sealed.header, payload=w.sealed.payload) for w in batch]
+        )
+        try:
+            response = await self._stub.PushReleases(request, timeout=self._deadline_s)
+        except grpc.aio.AioRpcError as error:
+            pushback = _pushback(error)
+            exhausted = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise CallFailed(error.code().name, pushback_s=pushback, too_large=exhausted and pushback is None) from None
+        return list(response.receipts)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+
+@dataclass(slots=True, kw_only=True)
+class Uplink:
+    """Sends what the journal holds."""
+
+    journal: Journal
+    wire: Wire
+    clock: Clock
+    jitter: Callable[[], float]
+    """Uniform in [0, 1); `random.random` in production."""
+    batch: int
+    retry_first_s: float
+    retry_limit_s: float
+    _held: dict[int, datetime] = field(default_factory=dict)
+    _failures: int = 0
+    _limit: int | None = None
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wake(self) -> None:
+        """Say that something was sealed."""
+        self._wake.set()
+
+    @property
+    def held(self) -> int:
+        """Releases that were refused for now."""
+        return len(self._held)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send for as long as the agent lives."""
+        while not stop.is_set():
+            self._wake.clear()
+            if await self.send_once() == "idle":
+                await _first_of(self._wake.wait(), stop.wait(), self.clock.wait(HOLD_S))
+
+    async def wait_drained(self, patience_s: float) -> bool:
+        """Send until nothing waits, or until nothing was acked for `patience_s` seconds.
+
+        Returns:
+            Whether everything was acked or parked.
+        """
+        last = self.clock.now()
+        while self.journal.unacked():
+            outcome = await self.send_once()
+            if outcome == "progress":
+                last = self.clock.now()
+            elif (self.clock.now() - last).total_seconds() >= patience_s:
+                return False
+            elif outcome == "idle":
+                self._held.clear()
+                await self.clock.wait(self._backoff())
+        return True
+
+    async def send_once(self) -> Outcome:
+        """Send one batch, oldest first, and settle what its receipts say.
+
+        Returns:
+            `progress` where something was settled, `failed` after a call without receipts (its back-off is over by
+            then), `idle` where nothing waits but what is held.
+        """
+        self._release_held()
+        batch = self.journal.waiting(self._limit or self.batch, skip=self._held.keys())
+        if not batch:
+            return "idle"
+        failpoint("before_send")
+        try:
+            receipts = await self.wire.push(batch)
+        except CallFailed as failed:
+            return await self._after_failure(failed, batch)
+        if [receipt.release_hash for receipt in receipts] != [waiting.sealed.hash for waiting in batch]:
+            mismatch = CallFailed("RECEIPTS_DO_NOT_MATCH", pushback_s=None, too_large=False)
+            return await self._after_failure(mismatch, batch)
+        failpoint("receipts_arrived")
+        self._failures, self._limit = 0, None
+        return "progress" if self._settle(batch, receipts) else "idle"
+
+    def _settle(self, batch: Sequence[Waiting], receipts: Sequence[pb.Receipt]) -> bool:
+        acked: list[int] = []
+        parked: list[tuple[int, Refusal]] = []
+        for waiting, receipt in zip(batch, receipts, strict=True):
+            if receipt.outcome in {pb.OUTCOME_ACCEPTED, pb.OUTCOME_DUPLICATE}:
+                acked.append(waiting.seq)
+            elif RULES[refusal := _refusal(receipt.refusal)].verdict == "park":
+                parked.append((waiting.seq, refusal))
+            else:
+                self._hold(waiting.seq, refusal)
+        self.journal.settle(acked=acked, parked=parked)
+        if acked:
+            size = sum(len(w.sealed.header) + len(w.sealed.payload) for w in batch if w.seq in acked)
+            emit(Event.RELEASES_ACKED, releases=len(acked), payload_bytes=size)
+        for seq, refusal in parked:
+            emit(Event.RELEASE_PARKED, seq=seq, refusal=refusal.value)
+        return bool(acked or parked)
+
+    def _hold(self, seq: int, refusal: Refusal) -> None:
+        self._held[seq] = self.clock.now()
+        emit(Event.RELEASE_HELD, seq=seq, refusal=refusal.value)
+
+    def _release_held(self) -> None:
+        now = self.clock.now()
+        self._held = {seq: since for seq, since in self._held.items() if abs((now - since).total_seconds()) < HOLD_S}
+
+    async def _after_failure(self, failed: CallFailed, batch: Sequence[Waiting]) -> Outcome:
+        if failed.too_large and len(batch) > 1:
+            self._limit = max(1, len(batch) // 2)
+            return "progress"
+        if failed.too_large:
+            self.journal.settle(acked=[], parked=[(batch[0].seq, Refusal.TOO_LARGE)])
+            emit(Event.RELEASE_PARKED, seq=batch[0].seq, refusal=Refusal.TOO_LARGE.value)
+            return "progress"
+        retry_s = self._backoff() if failed.pushback_s is None else failed.pushback_s * (1 + self.jitter())
+        self._failures += 1
+        emit(Event.SEND_FAILED, status=failed.status, retry_s=round(retry_s, 3))
+        await self.clock.wait(retry_s)
+        return "failed"
+
+    def _backoff(self) -> float:
+        """Exponential with full jitter, so that a fleet does not come back all at once."""
+        ceiling = min(self.retry_limit_s, self.retry_first_s * 2.0 ** min(self._failures, 30))
+        return ceiling * (0.1 + 0.9 * self.jitter())
+
+
+async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Come back when the first is over; the others are called off."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _refusal(code: str) -> Refusal:
+    """A code that this agent does not know yet is kept and tried again, not thrown away."""
+    try:
+        return Refusal(code)
+    except ValueError:
+        return Refusal.INTERNAL
+
+
+def _pushback(error: grpc.aio.AioRpcError) -> float | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == PUSHBACK_KEY and str(value).isdigit():
+            return int(value) / 1000
+    return None

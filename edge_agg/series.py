@@ -183,6 +183,9 @@ class Series:
         return arrow.encode(noisy)
 
     def _salt(self, start: datetime) -> bytes:
-        """This window's own secret: it never repeats, and a restart finds it again."""
-        message = self.hash + codec.to_us(start).to_bytes(8, "little", signed=True)
-        return hmac.digest(self.journal.secret, message, "sha256")
+        return window_salt(self.journal.secret, self.hash, start)
+
+
+def window_salt(secret: bytes, plan: PlanHash, start: datetime) -> bytes:
+    """A window's own secret: it never repeats, and a restart finds it again."""
+    return hmac.digest(secret, plan + codec.to_us(start).to_bytes(8, "little", signed=True), "sha256")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-_ADDRESS = re.compile(r"\[?(?P<host>[^\[\]/]+?)\]?:(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(?P<host>[^\[\]/:]+|\[[^\[\]/]+\]):(?P<port>[0-9]{1,5})")
 
 
 def is_loopback(address: str) -> bool:
@@ -16,6 +16,6 @@ def is_loopback(address: str) -> bool:
     if match["host"] == "localhost":
         return True
     try:
-        return ipaddress.ip_address(match["host"]).is_loopback
+        return ipaddress.ip_address(match["host"].strip("[]")).is_loopback
     except ValueError:
         return False

@@ -28,11 +28,12 @@ MAX_UNITS = 2**28
 OTHER = "other"
 """How the cell of null and unlisted keys is shown."""
 RESERVED = frozenset(
-    {"tenant", "node", "window_start", "window_end", "status", "start", "end", "value", "lo", "hi", "cell"}
+    {"tenant", "node", "window_start", "window_end", "status", "landing_id", "start", "end", "value", "lo", "hi"}
+    | {"nodes_reporting", "nodes_expected", "windows_reporting", "windows_expected"}
 )
-"""Names that the lake and the answers use themselves."""
+"""Names that the lake and the answers use themselves; engines that read the lake do not tell case apart."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_NAME = re.compile(r"(?!.*__)[a-z][a-z0-9_]{0,62}")
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _DURATION = re.compile(r"(\d{1,9})(us|ms|s|m|h|d)")
 _UNIT_US = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
@@ -239,11 +240,11 @@ def _require(path: str, holds: bool, problem: str) -> None:  # noqa: FBT001  # r
 
 
 def _check_names(plan: Plan) -> None:
-    rule = "lower-case letters, digits and underscores, beginning with a letter, 63 at most"
+    rule = "lower-case letters, digits and single underscores, beginning with a letter, 63 at most"
     _require("$.plan.name", _NAME.fullmatch(plan.name) is not None, rule)
     _require("$.plan.version", plan.version >= 1, "must be 1 or more")
     _require("$.metric", len(plan.metric) > 0, "a plan has at least one metric")
-    taken = {partition.column for partition in plan.partition} | RESERVED
+    taken = {partition.column.lower() for partition in plan.partition} | RESERVED
     for i, metric in enumerate(plan.metric):
         _require(f"$.metric[{i}].name", _NAME.fullmatch(metric.name) is not None, rule)
         for name in (metric.name, f"{metric.name}_sum", f"{metric.name}_count"):
@@ -300,8 +301,9 @@ def _check_partitions(plan: Plan) -> None:
     seen: set[str] = set()
     for i, partition in enumerate(plan.partition):
         path = f"$.partition[{i}]"
-        _require(f"{path}.column", partition.column not in seen | RESERVED, "stands twice, or is reserved")
-        seen.add(partition.column)
+        _require(f"{path}.column", partition.column.lower() not in seen | RESERVED, "stands twice, or is reserved")
+        seen.add(partition.column.lower())
+        _require(f"{path}.column", not partition.column.lower().endswith("__scale"), "must not end in __scale")
         wanted = _KEY_TYPE.get(plan.events.columns.get(partition.column, ""))
         _require(f"{path}.column", wanted is not None, "must name a column of type string, integer or boolean")
         _require(f"{path}.values", len(partition.values) > 0, "must hold at least one key")

@@ -1,0 +1,148 @@
+"""Event files on this machine, by glob pattern.
+
+Place: step 1 of an event's way, and the door to step 2: a format's raw batches are typed here and become frames.
+Invariants: files come in sorted order; no more than `batch_rows` rows are in a frame and no file is held in memory; any
+error of a reader, whose text may print a value, is replaced by one that names the file and the kind of error only.
+
+Which format a file has is told by its extension: `.parquet`; `.ndjson`, `.jsonl`; `.csv`; `.arrow`, `.feather`, `.ipc`;
+all but the first also with `.gz`, `.zst` or `.bz2` after it. A file of no bytes is a part with no rows.
+"""
+
+from __future__ import annotations
+
+import glob
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import pyarrow as pa
+
+from edge_agg.errors import SourceUnreadable
+from edge_agg.ingest import csv_text, ipc, ndjson, parquet
+from edge_agg.ingest.decode import can_read, decode, typed_schema
+from edge_agg.ingest.source import Frame, Part
+from edge_agg.ingest.stream import COMPRESSIONS, Raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+
+    from edge_agg.contract.plan import ColumnType
+
+T = TypeVar("T")
+
+
+class Format(Protocol):
+    """What the module of a format does."""
+
+    def fields(self, path: str, columns: Mapping[str, ColumnType]) -> pa.Schema | None:
+        """What the file says it holds (of the asked columns at least), or None if it is empty."""
+
+    def batches(self, path: str, columns: Mapping[str, ColumnType], *, rows: int) -> Generator[Raw]:
+        """Its rows, raw, with the asked columns that are there."""
+
+
+_FORMATS: Mapping[str, Format] = {
+    ".parquet": parquet,
+    ".ndjson": ndjson,
+    ".jsonl": ndjson,
+    ".csv": csv_text,
+    ".arrow": ipc,
+    ".feather": ipc,
+    ".ipc": ipc,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """The files that match a pattern, as a `Source`."""
+
+    pattern: str
+    """As of `glob`, with `**` for any depth of folders."""
+    batch_rows: int = field(default=65_536, kw_only=True)
+    """Rows a frame has at most."""
+
+    @property
+    def name(self) -> str:
+        """`file:` and the pattern."""
+        return f"file:{self.pattern}"
+
+    def check(self, columns: Mapping[str, ColumnType]) -> None:
+        """Look at the head of every file that matches now; the protocol says what is raised."""
+        paths = self._paths()
+        if not paths:
+            raise SourceUnreadable(f"{self.pattern}: no file matches")
+        for path in paths:
+            _check_file(path, columns)
+
+    def frames(self, columns: Mapping[str, ColumnType], *, skip: Collection[Part] = ()) -> Iterator[Frame]:
+        """Read every file that matches now, except those in `skip` that are still as they were."""
+        read = frozenset(skip)
+        for path in self._paths():
+            part = _attempt(path, partial(_part, path))
+            if part not in read:
+                yield from self._part_frames(part, columns)
+
+    def _paths(self) -> list[str]:
+        found = glob.iglob(self.pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        return _attempt(self.pattern, lambda: sorted(path for path in found if Path(path).is_file()))
+
+    def _part_frames(self, part: Part, columns: Mapping[str, ColumnType]) -> Iterator[Frame]:
+        """Hold each frame back until it is known whether another follows."""
+        held = Frame(part=part, batch=pa.RecordBatch.from_pylist([], typed_schema(columns)), rejected=0, last=True)
+        seen = False
+        with closing(_typed(part.path, columns, self.batch_rows)) as typed:
+            while (pair := _attempt(part.path, partial(next, typed, None))) is not None:
+                if seen:
+                    yield replace(held, last=False)
+                held, seen = replace(held, batch=pair[0], rejected=pair[1]), True
+        if _attempt(part.path, partial(_part, part.path)) != part:
+            raise SourceUnreadable(f"{part.path}: changed while it was read; write elsewhere, rename when whole")
+        yield held
+
+
+def _part(path: str) -> Part:
+    now = Path(path).stat()
+    return Part(path=path, size=now.st_size, mtime_ns=now.st_mtime_ns)
+
+
+def _format(path: str) -> Format:
+    name = Path(path.lower())
+    packed = name.suffix in COMPRESSIONS
+    extension = name.with_suffix("").suffix if packed else name.suffix
+    if extension not in _FORMATS or (packed and extension == ".parquet"):
+        raise SourceUnreadable(f"{path}: no known format has this extension")
+    return _FORMATS[extension]
+
+
+def _check_file(path: str, columns: Mapping[str, ColumnType]) -> None:
+    schema = _attempt(path, lambda: _format(path).fields(path, columns))
+    if schema is None:
+        return
+    for name, wanted in columns.items():
+        at = schema.get_field_index(name)
+        if at < 0:
+            raise SourceUnreadable(f"{path}: no column {name!r}, or more than one")
+        if not can_read(schema.types[at], wanted):
+            raise SourceUnreadable(f"{path}: column {name!r} is of a type that cannot be read as {wanted}")
+
+
+def _typed(path: str, columns: Mapping[str, ColumnType], rows: int) -> Generator[tuple[pa.RecordBatch, int]]:
+    """Read and type a file, at most `rows` rows at a time."""
+    with closing(_format(path).batches(path, columns, rows=rows)) as raws:
+        for raw, skipped in raws:
+            for start in range(0, max(raw.num_rows, 1), rows):
+                batch, rejected = decode(raw.slice(start, rows), columns)
+                yield batch, rejected + (skipped if start == 0 else 0)
+
+
+def _attempt(path: str, action: Callable[[], T]) -> T:
+    """Do what a reader might fail at, and let none of its words out, not even as the context of the new error."""
+    try:
+        return action()
+    except SourceUnreadable:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, its text may hold a value
+        kind = type(error).__name__
+    raise SourceUnreadable(f"{path}: cannot be read ({kind})")

@@ -1,0 +1,181 @@
+"""The collector's command line.
+
+Place: around everything; each command reads the config, does one thing, and says how it went with its exit code.
+Invariants: `--help` imports nothing heavy, and every failure that was foreseen ends in one line and its code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from cloud_collector.landing import Landing
+
+_CODES = """
+\b
+Exit codes:
+  0  it is done
+  1  something unforeseen
+  2  wrong usage of the command line
+  3  a config or plan is invalid: fix the field that is named
+  4  no collector answers
+  5  the store failed: look at the disk
+"""
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_CONFIG = click.option("--config", type=_FILE, required=True, help="The collector's config file.")
+
+
+@click.group(epilog=_CODES)
+def cli() -> None:
+    """Collect noisy summaries from edge agents and answer analysts."""
+
+
+@cli.command()
+@click.argument("config", type=_FILE)
+def serve(config: Path) -> None:
+    """Run the collector of CONFIG until SIGTERM or Ctrl-C; its events go to standard error as JSON lines."""
+    import asyncio
+
+    from cloud_collector import config as settings
+    from cloud_collector import server, telemetry
+
+    with _coded():
+        telemetry.configure(sys.stderr)
+        asyncio.run(server.serve(settings.load(config), ready=lambda address: click.echo(f"listening on {address}")))
+
+
+@cli.group(epilog=_CODES)
+def plans() -> None:
+    """Register and list the plans whose releases are taken."""
+
+
+@plans.command("add")
+@click.argument("plan", type=_FILE)
+@click.option("--node", "nodes", multiple=True, help="An agent that is expected to report; give it once for each.")
+@_CONFIG
+def add_plan(plan: Path, nodes: tuple[str, ...], config: Path) -> None:
+    """Register PLAN; a collector that runs takes its releases from then on."""
+    from cloud_collector import config as settings
+    from cloud_collector.errors import ConfigInvalid
+    from cloud_collector.plans import PlanRegistry
+
+    with _coded():
+        registry = PlanRegistry(settings.load(config).plans_path)
+        try:
+            text = plan.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise ConfigInvalid("the plan file cannot be read") from None
+        added = registry.add(text, nodes)
+        click.echo(f"registered {added.plan.name} version {added.plan.version}, {added.hash.hex()[:12]}")
+
+
+@plans.command("list")
+@_CONFIG
+def list_plans(config: Path) -> None:
+    """List the registered plans."""
+    from cloud_collector import config as settings
+    from cloud_collector.plans import PlanRegistry
+
+    with _coded():
+        table = _table("plan", "version", "hash", "window", "metrics", "nodes")
+        for one in PlanRegistry(settings.load(config).plans_path).list():
+            metrics = ", ".join(metric.name for metric in one.plan.metric)
+            version, nodes = str(one.plan.version), str(len(one.nodes)) if one.nodes else "any"
+            table.add_row(one.plan.name, version, one.hash.hex()[:12], one.plan.window.every, metrics, nodes)
+        _show(table)
+
+
+@cli.group(invoke_without_command=True, epilog=_CODES)
+@click.option("--config", type=_FILE, help="The collector's config file.")
+@click.pass_context
+def fleet(context: click.Context, config: Path | None) -> None:
+    """Show every agent that a release was taken from; safe while the collector runs."""
+    if context.invoked_subcommand is not None:
+        return
+    if config is None:
+        raise click.MissingParameter(param_hint="'--config'", param_type="option")
+    with _coded(), _landing(config) as landing:
+        table = _table("tenant", "agent", "journal", "last seq", "releases", "last window ended", "fenced")
+        for one in landing.agents():
+            numbers = (one.incarnation[:8], str(one.last_seq), str(one.releases))
+            ended = f"{one.last_window_end:%Y-%m-%d %H:%M}Z"
+            table.add_row(_clean(one.tenant), _clean(one.agent), *numbers, ended, "FENCED" if one.fenced else "")
+        _show(table)
+
+
+@fleet.command()
+@click.argument("agent")
+@click.option("--tenant", default="default", show_default=True, help="Whose agent it is.")
+@_CONFIG
+def unfence(agent: str, tenant: str, config: Path) -> None:
+    """Take new releases of AGENT again, after a person has looked at why it was fenced."""
+    with _coded(), _landing(config) as landing:
+        click.echo("unfenced" if landing.unfence(tenant, agent) else "no such agent is fenced")
+
+
+@contextlib.contextmanager
+def _coded() -> Iterator[None]:
+    """End in one line and its exit code for each failure that was foreseen."""
+    from cloud_collector.errors import CollectorError, CollectorUnreachable, StoreFailed
+    from edge_agg.contract.errors import PlanInvalid
+
+    try:
+        yield
+    except (CollectorError, PlanInvalid) as error:
+        click.echo(f"error: {error}", err=True)
+        codes: dict[type[Exception], int] = {CollectorUnreachable: 4, StoreFailed: 5}
+        sys.exit(codes.get(type(error), 3))
+
+
+@contextlib.contextmanager
+def _landing(config: Path) -> Iterator[Landing]:
+    from cloud_collector import config as settings
+    from cloud_collector.errors import ConfigInvalid
+    from cloud_collector.landing import Landing
+
+    path = settings.load(config).landing_path
+    if not path.exists():  # opening would make it
+        raise ConfigInvalid("$.collector.data: no collector has run here yet")
+    with contextlib.closing(Landing(path)) as landing:
+        yield landing
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _clean(name: str) -> Text:
+    """A name that came from outside, without markup or control characters."""
+    from rich.text import Text
+
+    return Text("".join(letter if letter.isprintable() else "?" for letter in name))
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="cloud-collector")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The gate: is this a well-formed release of a plan that we know? Pure.
+
+Place: after the service has read the call and before the landing; whatever comes out has been checked against its plan.
+Invariants: any bytes give an :class:`Admitted` or :class:`Refused`, nothing else; checks run cheapest first (size and
+sha256, plan, shape, and only then the payload), so the work is bounded by the plan; a refusal is a code and carries
+nothing out of the release.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_agg.contract import arrow, codec
+from edge_agg.contract.cells import n_cells
+from edge_agg.contract.errors import MalformedRelease
+from edge_agg.contract.grid import window_of
+from edge_agg.contract.refusal import RULES, Refusal
+from edge_agg.contract.release import Release, Sealed, Status
+from edge_agg.contract.vectors import plan_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge_agg.contract.plan import Plan, PlanHash
+
+
+class Refused(Exception):
+    """A release is not taken; what its sender should do stands in the contract's table."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(RULES[refusal].text)
+        self.refusal = refusal
+        """The code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A release that fits its plan."""
+
+    release: Release
+    sealed: Sealed
+    plan: Plan
+    values: dict[str, NDArray[np.int64]]
+    """int64[n_cells] by vector, in the plan's order; empty unless the status is released."""
+
+
+def admit(header: bytes, payload: bytes, lookup: Callable[[PlanHash], Plan | None]) -> Admitted:
+    """Check a release of unknown origin.
+
+    Args:
+        header: the header's bytes as they came.
+        payload: the payload's bytes as they came.
+        lookup: the registered plan of a hash.
+
+    Raises:
+        Refused: MALFORMED, PLAN_UNKNOWN or PLAN_MISMATCH.
+    """
+    try:
+        release, sealed = codec.open_sealed(header, payload)
+    except MalformedRelease:
+        raise Refused(Refusal.MALFORMED) from None
+    plan = lookup(release.plan_hash)
+    if plan is None:
+        raise Refused(Refusal.PLAN_UNKNOWN)
+    if not (_fits_identity(release, plan) and _fits_grid(release, plan) and _fits_shape(release, plan)):
+        raise Refused(Refusal.PLAN_MISMATCH)
+    try:
+        values = _values(release, sealed, plan)
+    except MalformedRelease:
+        raise Refused(Refusal.MALFORMED) from None
+    return Admitted(release=release, sealed=sealed, plan=plan, values=values)
+
+
+def _fits_identity(release: Release, plan: Plan) -> bool:
+    claimed = (release.max_partitions, release.max_rows_per_partition, release.max_nodes)
+    declared = (plan.bounds.max_partitions, plan.bounds.max_rows_per_partition, plan.privacy_unit.max_nodes)
+    return (release.plan, release.plan_version, claimed) == (plan.name, plan.version, declared)
+
+
+def _fits_grid(release: Release, plan: Plan) -> bool:
+    aligned = window_of(release.window_start, plan.every) == release.window_start
+    return aligned and release.window_end - release.window_start == plan.every
+
+
+def _fits_shape(release: Release, plan: Plan) -> bool:
+    if release.status is not Status.RELEASED:
+        return release.rows == 0
+    expected = [(vector.name, plan.budget.mechanism) for vector in plan_vectors(plan)]
+    return release.rows == n_cells(plan) and [(spec.name, spec.mechanism) for spec in release.vectors] == expected
+
+
+def _values(release: Release, sealed: Sealed, plan: Plan) -> dict[str, NDArray[np.int64]]:
+    if release.status is not Status.RELEASED:
+        return {}
+    return arrow.decode(sealed.payload, [vector.name for vector in plan_vectors(plan)], n_cells(plan))

@@ -1,0 +1,277 @@
+"""What an analyst calls: a collector's plans and estimates as Polars frames.
+
+Place: the last step; everything here has passed the privacy of the edge, so an answer may be kept and asked again.
+
+Invariants:
+- Without TLS only loopback is spoken to.
+- Every failure of the wire becomes an error of this package, with a text that says what to do.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Self
+
+import grpc
+import polars as pl
+import pyarrow as pa
+
+from cloud_collector.errors import (
+    CollectorError,
+    CollectorUnreachable,
+    Overloaded,
+    PlanUnknown,
+    QuestionInvalid,
+    StoreFailed,
+)
+from edge_agg.contract.address import is_loopback
+from edge_agg.contract.codec import to_us
+from edge_agg.contract.plan import Count, DistinctUnits, Mean, Sum, parse_duration, parse_plan
+from edge_agg.contract.refusal import REFUSAL_KEY, Refusal
+from edge_agg.contract.v1 import query_pb2 as pb
+from edge_agg.contract.v1.query_pb2_grpc import QueryServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from edge_agg.contract.plan import Metric, Plan
+
+Moment = datetime | date | str
+"""A UTC moment; text is ISO 8601. Without a zone it is UTC."""
+
+_READY_S = 3.0
+_MAX_BYTES = 64 * 1024 * 1024
+_BIAS = "the interval covers the noise; bias from clipping and bounding is not in it"
+_PLANS: pl.Schema = pl.Schema(
+    {
+        "plan": pl.String(),
+        "version": pl.Int64(),
+        "metric": pl.String(),
+        "kind": pl.String(),
+        "column": pl.String(),
+        "by": pl.List(pl.String),
+        "every": pl.String(),
+        "nodes": pl.List(pl.String),
+        "epsilon": pl.Float64(),
+        "delta": pl.Float64(),
+        "mechanism": pl.String(),
+        "max_nodes": pl.Int64(),
+        "reads_as": pl.String(),
+    }
+)
+
+
+def connect(url: str, *, timeout_s: float = 30.0) -> Client:
+    """Connect to a collector.
+
+    Args:
+        url: `host:port`, for example `127.0.0.1:8815`.
+        timeout_s: how long one question may take, in seconds.
+
+    Raises:
+        CollectorUnreachable: nothing answers there: start it with `cloud-collector serve`, or correct the address.
+    """
+    if not is_loopback(url):
+        raise CollectorUnreachable(
+            "a url is host:port, and without TLS only loopback is spoken to: 127.0.0.1:8815, say"
+        )
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", _MAX_BYTES)]
+    channel = grpc.insecure_channel(url, options=options)
+    if not _wait_ready(channel, min(timeout_s, _READY_S)):
+        channel.close()
+        raise CollectorUnreachable(f"no collector at {url}: start it with `cloud-collector serve`")
+    return Client(channel, timeout_s=timeout_s)
+
+
+class Client:
+    """An open connection; use it as a context manager, or close it."""
+
+    def __init__(self, channel: grpc.Channel, *, timeout_s: float) -> None:
+        self._channel = channel
+        self._timeout_s = timeout_s
+        self._stub = QueryServiceStub(channel)
+
+    def plans(self) -> pl.DataFrame:
+        """List what can be asked.
+
+        Returns:
+            One row a plan and metric: plan, version, metric, kind, column, by, every, nodes, epsilon and delta of one
+            window at one node, mechanism, max_nodes, and `reads_as`, what the numbers mean in words.
+
+        Raises:
+            CollectorUnreachable: start the collector, or connect again.
+        """
+        try:
+            answer = self._stub.ListPlans(pb.ListPlansRequest(), timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise _mapped(error) from None
+        rows = [row for one in answer.plans for row in _describe(parse_plan(one.text), list(one.nodes))]
+        return pl.DataFrame(rows, schema=_PLANS, orient="row")
+
+    def estimate(
+        self,
+        plan: str,
+        metric: str,
+        *,
+        by: Sequence[str] = (),
+        every: str | None = None,
+        where: Mapping[str, str | Sequence[str]] | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        version: int | None = None,
+        confidence: float = 0.95,
+    ) -> pl.DataFrame:
+        """Ask for one metric.
+
+        Args:
+            plan: its name.
+            metric: its name in the plan.
+            by: partition columns to group by, and "node".
+            every: the length of a time bucket, a multiple of the plan's window ("28d"); one bucket when absent.
+            where: column -> the keys to keep.
+            start: the first instant; the earliest window that landed when absent.
+            end: the first instant after; the end of the latest window that landed when absent.
+            version: of the plan; the newest when absent.
+            confidence: the probability that an interval covers the truth of the bounded data.
+
+        Returns:
+            One row a bucket and group, sorted: start, end, the `by` columns, value, lo, hi (null where nothing was
+            released), nodes_reporting, nodes_expected, windows_reporting, windows_expected, and status: "complete", or
+            why windows are missing ("offline", "exhausted", "lost", "vetoed"). Values are noisy and may be negative;
+            they add up without bias. An interval covers the noise alone: bias from clipping and bounding is not in it.
+
+        Raises:
+            QuestionInvalid: fix what the text names.
+            PlanUnknown: see :meth:`plans`.
+            CollectorUnreachable: start the collector, or connect again.
+            Overloaded: ask again in a moment.
+        """
+        try:
+            request = pb.EstimateRequest(
+                plan=plan,
+                version=version,
+                metric=metric,
+                by=[by] if isinstance(by, str) else by,
+                every_us=None if every is None else _length_us(every),
+                where=[_filter(column, values) for column, values in (where or {}).items()],
+                start_us=None if start is None else _moment_us("start", start),
+                end_us=None if end is None else _moment_us("end", end),
+                confidence=confidence,
+            )
+        except (TypeError, ValueError):
+            raise QuestionInvalid("an argument has the wrong type, or a number is out of range") from None
+        try:
+            stream = b"".join(part.arrow for part in self._stub.Estimate(request, timeout=self._timeout_s))
+        except grpc.RpcError as error:
+            raise _mapped(error) from None
+        with pa.ipc.open_stream(stream) as reader:
+            frame = pl.from_arrow(reader.read_all())
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def close(self) -> None:
+        """Hang up; safe to call twice."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _wait_ready(channel: grpc.Channel, timeout_s: float) -> bool:
+    """Whether the channel comes up; a refused connection is known at once, not after the timeout."""
+    decided = threading.Event()
+    states: list[grpc.ChannelConnectivity] = []
+
+    def note(state: grpc.ChannelConnectivity) -> None:
+        if state in {grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}:
+            states.append(state)
+            decided.set()
+
+    channel.subscribe(note, try_to_connect=True)
+    decided.wait(timeout_s)
+    channel.unsubscribe(note)
+    return states[:1] == [grpc.ChannelConnectivity.READY]
+
+
+def _filter(column: str, values: str | Sequence[str]) -> pb.Filter:
+    return pb.Filter(column=column, values=[values] if isinstance(values, str) else values)
+
+
+def _length_us(every: str) -> int:
+    try:
+        length = parse_duration(every)
+    except ValueError as error:
+        raise QuestionInvalid(f"every: {error}") from None
+    return to_us(datetime(1970, 1, 1, tzinfo=UTC) + length)
+
+
+def _moment_us(name: str, moment: Moment) -> int:
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError:
+            raise QuestionInvalid(f"{name}: text must be ISO 8601, for example 2013-01-07") from None
+    if not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
+    return to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
+def _mapped(error: grpc.RpcError) -> CollectorError:
+    text = error.details() or ""
+    refusals = [str(one.value) for one in error.trailing_metadata() or () if one.key == REFUSAL_KEY]
+    if Refusal.STORE_FAILED in refusals:
+        return StoreFailed("the collector's disk failed: tell the people who run it")
+    gone = CollectorUnreachable("the collector went away: start it with `cloud-collector serve`, then connect again")
+    slow = CollectorUnreachable("no answer in time: ask for less, or connect with a longer timeout_s")
+    known: dict[grpc.StatusCode, CollectorError] = {
+        grpc.StatusCode.INVALID_ARGUMENT: QuestionInvalid(text),
+        grpc.StatusCode.NOT_FOUND: PlanUnknown(text),
+        grpc.StatusCode.UNAVAILABLE: gone,
+        grpc.StatusCode.CANCELLED: gone,
+        grpc.StatusCode.DEADLINE_EXCEEDED: slow,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded("the collector has too many questions: ask again in a moment"),
+    }
+    return known.get(error.code(), CollectorError(text))
+
+
+def _describe(plan: Plan, nodes: list[str]) -> list[tuple[object, ...]]:
+    by = [partition.column for partition in plan.partition]
+    budget = plan.budget
+    return [
+        (
+            *(plan.name, plan.version, metric.name, _kind(metric), getattr(metric, "column", None)),
+            *(by, plan.window.every, nodes),
+            *(budget.epsilon, budget.delta, budget.mechanism, plan.privacy_unit.max_nodes),
+            f"{_reads_as(plan, metric)}; {_BIAS}",
+        )
+        for metric in plan.metric
+    ]
+
+
+def _kind(metric: Metric) -> str:
+    return str(metric.__struct_config__.tag)
+
+
+def _reads_as(plan: Plan, metric: Metric) -> str:
+    unit, bounds = plan.privacy_unit.column, plan.bounds
+    kept = (
+        f"rows kept by the bounds (at most {bounds.max_partitions} partition(s) x "
+        f"{bounds.max_rows_per_partition} row(s) per {unit} and window)"
+    )
+    match metric:
+        case Count():
+            return kept
+        case DistinctUnits():
+            cell = ", site and partition" if bounds.max_partitions > 1 else " and site"
+            return f"distinct {unit}, counted once per window{cell}, then added up"
+        case Sum():
+            return f"sum of {metric.column}, clipped to {metric.lower:g} .. {metric.upper:g}, over {kept}"
+        case Mean():
+            return f"mean of {metric.column}, clipped to {metric.lower:g} .. {metric.upper:g}, over {kept}"

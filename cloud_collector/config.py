@@ -1,0 +1,163 @@
+"""The collector's settings: where it listens, where it keeps things, how much it takes, which plans it starts with.
+
+Place: read once, before anything is opened; the server builds its parts from it.
+Invariants: strict (an unknown field is refused, by its path), every path is absolute once loaded, and without TLS only
+loopback is listened on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloud_collector.errors import ConfigInvalid
+from edge_agg.contract.address import is_loopback
+from edge_agg.contract.plan import parse_duration
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanEntry:
+    """A plan to register at start."""
+
+    path: Path
+    """The plan's file, absolute."""
+    nodes: tuple[str, ...]
+    """The agents that are expected to report."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything the collector is told; build it with :func:`load`."""
+
+    listen: str
+    """`host:port`; port 0 lets the system choose."""
+    data: Path
+    """The folder of all that is kept, absolute."""
+    seal_every_s: float
+    """Seconds between two moves from the landing to the lake."""
+    max_message_bytes: int
+    """The largest request that is read."""
+    max_queued_releases: int
+    """Releases that may wait for a commit; more are refused as overload."""
+    max_batch: int
+    """Releases in one request."""
+    plans: tuple[PlanEntry, ...]
+    """Registered at start."""
+
+    @property
+    def landing_path(self) -> Path:
+        """The landing's file."""
+        return self.data / "landing.sqlite"
+
+    @property
+    def plans_path(self) -> Path:
+        """The folder of registered plans."""
+        return self.data / "plans"
+
+    @property
+    def lake_path(self) -> Path:
+        """The folder of the sealed tables."""
+        return self.data / "lake"
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file, closed to fields it does not name."""
+
+
+class _Collector(_Strict, frozen=True, kw_only=True):
+    listen: str = "127.0.0.1:8815"
+    data: str = "data"
+    seal_every: str = "2s"
+
+
+class _Limits(_Strict, frozen=True, kw_only=True):
+    max_message_bytes: int = 16 * 2**20
+    max_queued_releases: int = 4096
+    max_batch: int = 64
+
+
+class _PlanEntry(_Strict, frozen=True, kw_only=True):
+    path: str
+    nodes: list[str]
+
+
+class _File(_Strict, frozen=True, kw_only=True):
+    collector: _Collector = _Collector()
+    limits: _Limits = _Limits()
+    plan: list[_PlanEntry] = []
+
+
+def load(path: Path) -> Config:
+    """Read the config file.
+
+    Raises:
+        ConfigInvalid: naming the path of the first field that is wrong; fix it there.
+    """
+    try:
+        file = msgspec.toml.decode(path.read_bytes(), type=_File)
+    except OSError:
+        raise ConfigInvalid("$: the config file cannot be read") from None
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `")
+        raise ConfigInvalid(f"{where.rstrip('`') or '$'}: {problem}") from None
+    except msgspec.DecodeError as error:
+        raise ConfigInvalid(f"$: not TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigInvalid("$: not TOML: not UTF-8") from None
+    folder = path.resolve().parent
+    _check_listen(file.collector.listen)
+    _check_limits(file.limits)
+    data = (folder / file.collector.data).resolve()
+    _require("$.collector.data", "%" not in str(data), "the path holds a `%`, which the lake's library misreads")
+    return Config(
+        listen=file.collector.listen,
+        data=data,
+        seal_every_s=_seconds(file.collector.seal_every),
+        max_message_bytes=file.limits.max_message_bytes,
+        max_queued_releases=file.limits.max_queued_releases,
+        max_batch=file.limits.max_batch,
+        plans=tuple(_plan_entry(i, entry, folder) for i, entry in enumerate(file.plan)),
+    )
+
+
+def _require(path: str, holds: bool, problem: str) -> None:  # noqa: FBT001  # reads as a sentence
+    if not holds:
+        raise ConfigInvalid(f"{path}: {problem}")
+
+
+def _check_listen(listen: str) -> None:
+    host, _, port = listen.rpartition(":")
+    valid = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 2**16
+    _require("$.collector.listen", bool(host) and valid, "must be host:port")
+    _require("$.collector.listen", is_loopback(listen), "without TLS, only a loopback address is listened on")
+
+
+def _check_limits(limits: _Limits) -> None:
+    for name in ("max_message_bytes", "max_queued_releases", "max_batch"):
+        _require(f"$.limits.{name}", 1 <= getattr(limits, name) < 2**31, "must lie in 1 .. 2**31 - 1")
+    _require("$.limits.max_batch", limits.max_batch <= limits.max_queued_releases, "exceeds max_queued_releases")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise ConfigInvalid(f"$.collector.seal_every: {error}") from None
+    _require("$.collector.seal_every", 0.01 <= seconds <= 86_400, "must lie in 10ms .. 1d")
+    return seconds
+
+
+def _plan_entry(i: int, entry: _PlanEntry, folder: Path) -> PlanEntry:
+    path, where = folder / entry.path, f"$.plan[{i}]"
+    _require(f"{where}.path", path.is_file(), "no such file")
+    _require(f"{where}.nodes", len(entry.nodes) > 0, "names at least one agent")
+    _require(f"{where}.nodes", len(set(entry.nodes)) == len(entry.nodes), "names an agent twice")
+    _require(
+        f"{where}.nodes", all(0 < len(node) <= 128 for node in entry.nodes), "an agent's name has 1 .. 128 characters"
+    )
+    return PlanEntry(path=path.resolve(), nodes=tuple(entry.nodes))

@@ -1,0 +1,140 @@
+"""The sealer: moves landed releases into the lake.
+
+Place: between the landing and the lake, at intervals and before every answer.
+Invariants: ids reach a table in ascending order, so the lake's mark never passes a release that was left behind; a
+release leaves the landing only once the lake has it on disk; one plan whose table fails does not hold up the others.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from cloud_collector.errors import StoreFailed
+from cloud_collector.telemetry import Event, emit
+from edge_agg.contract import arrow, codec
+from edge_agg.contract.cells import n_cells
+from edge_agg.contract.errors import MalformedRelease
+from edge_agg.contract.vectors import plan_vectors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cloud_collector.lake import Lake
+    from edge_agg.contract.plan import Plan, PlanHash
+    from edge_agg.contract.release import Release
+
+    _Opened = tuple[int, Release, bytes]
+
+MAX_ROWS = 500_000
+"""Rows of one commit, unless a single release has more."""
+_CHUNK = 256  # releases that are read from the landing at a time
+
+
+class Landed(Protocol):
+    """What the sealer needs of a landing."""
+
+    @property
+    def id(self) -> str:
+        """The landing's own name."""
+
+    def unsealed(self, limit: int, *, after: int = 0) -> Sequence[Waiting]:
+        """The oldest releases that are not sealed, of ids above `after`."""
+
+    def mark_sealed(self, ids: Sequence[int]) -> None:
+        """These are in the lake for good."""
+
+
+class Waiting(Protocol):
+    """A release that waits in a landing."""
+
+    @property
+    def id(self) -> int:
+        """Ascending in the order of commits."""
+
+    @property
+    def header(self) -> bytes:
+        """As it was sent."""
+
+    @property
+    def payload(self) -> bytes:
+        """As it was sent."""
+
+
+class Sealer:
+    """Moves releases from a landing to the lake.
+
+    Args:
+        landing: where they wait.
+        lake: where they go.
+        plan_of: the registered plan of a hash; a release of an unknown plan stays where it is.
+    """
+
+    def __init__(self, landing: Landed, lake: Lake, plan_of: Callable[[PlanHash], Plan | None]) -> None:
+        self._landing, self._lake, self._plan_of = landing, lake, plan_of
+        self._lock = threading.Lock()
+
+    def seal(self) -> int:
+        """Move everything that waits; calls at the same time take turns.
+
+        Returns:
+            How many releases were moved.
+
+        Raises:
+            StoreFailed: after all other plans' releases were moved; those of the failing plan wait for the next call.
+        """
+        with self._lock:
+            # One answer a hash for the whole pass: a plan that turned up half-way would overtake its older releases.
+            plans: dict[PlanHash, Plan | None] = {}
+            moved, after, failure = 0, 0, None
+            while chunk := self._landing.unsealed(_CHUNK, after=after):
+                after = chunk[-1].id
+                for plan_hash, group in _by_plan(chunk).items():
+                    if plan_hash not in plans:
+                        plans[plan_hash] = self._plan_of(plan_hash)
+                    plan = plans[plan_hash]
+                    if plan is None:
+                        continue
+                    try:
+                        moved += self._move(plan, plan_hash, group)
+                    except StoreFailed as error:
+                        plans[plan_hash], failure = None, error
+            if failure is not None:
+                raise failure
+            return moved
+
+    def _move(self, plan: Plan, plan_hash: PlanHash, group: Sequence[_Opened]) -> int:
+        for part in _parts(group, max(1, MAX_ROWS // n_cells(plan))):
+            rows = [(landing_id, release, _values(plan, payload)) for landing_id, release, payload in part]
+            self._lake.append(plan, plan_hash, rows, app_id=self._landing.id)
+            self._landing.mark_sealed([landing_id for landing_id, _, _ in rows])
+        emit(Event.RELEASES_SEALED, releases=len(group), plan=plan.name, version=plan.version)
+        return len(group)
+
+
+def _by_plan(chunk: Sequence[Waiting]) -> dict[PlanHash, list[_Opened]]:
+    """Group by plan; the order of ids stays."""
+    groups: dict[PlanHash, list[_Opened]] = {}
+    for one in chunk:
+        try:
+            release, sealed = codec.open_sealed(one.header, one.payload)
+        except MalformedRelease:
+            raise StoreFailed("a landed release is no longer what it was: look at the disk") from None
+        groups.setdefault(release.plan_hash, []).append((one.id, release, sealed.payload))
+    return groups
+
+
+def _parts(group: Sequence[_Opened], size: int) -> Iterator[Sequence[_Opened]]:
+    return (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _values(plan: Plan, payload: bytes) -> dict[str, NDArray[np.int64]]:
+    if not payload:
+        return {}
+    try:
+        return arrow.decode(payload, [vector.name for vector in plan_vectors(plan)], n_cells(plan))
+    except MalformedRelease:
+        raise StoreFailed("a landed release is no longer what it was: look at the disk") from None

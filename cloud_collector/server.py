@@ -1,0 +1,179 @@
+"""The composition root: builds the collector's parts, runs them, and stops them in order.
+
+Place: around the whole path at the collector, from the socket to the lake; no decision about a release is taken here.
+
+Invariants:
+- Start is strict: a plan, address or store that does not work fails before the first call is taken.
+- Stop is in order: no new calls, finish those in work, seal, close the landing.
+- A disk that fails ends the process, after the call that met it was refused; nothing unacked was promised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Literal
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.lake import Lake
+from cloud_collector.landing import Landing
+from cloud_collector.plans import PlanRegistry
+from cloud_collector.query import Query
+from cloud_collector.sealer import Sealer
+from cloud_collector.service import CollectorService, Door, QueryService
+from cloud_collector.telemetry import Event, emit
+from edge_agg.contract.errors import PlanInvalid
+from edge_agg.contract.v1 import collector_pb2, query_pb2
+from edge_agg.contract.v1.collector_pb2_grpc import add_CollectorServiceServicer_to_server
+from edge_agg.contract.v1.query_pb2_grpc import add_QueryServiceServicer_to_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from cloud_collector.config import Config
+    from edge_agg.contract.plan import Plan, PlanHash
+
+MAX_PUSHES, MAX_QUESTIONS = 64, 16
+"""Calls of each kind in work at once; more are refused with a pushback."""
+GRACE_S = 10.0
+"""How long calls in work may take when the collector stops."""
+_SERVICES = (
+    collector_pb2.DESCRIPTOR.services_by_name["CollectorService"].full_name,
+    query_pb2.DESCRIPTOR.services_by_name["QueryService"].full_name,
+)
+
+
+async def serve(
+    config: Config, *, ready: Callable[[str], None] | None = None, stop: asyncio.Event | None = None
+) -> None:
+    """Run a collector until it is told to stop.
+
+    Args:
+        config: what :func:`cloud_collector.config.load` read.
+        ready: is told the address that is listened on, with the port that was bound, once calls are taken.
+        stop: ends the collector when set; SIGTERM and SIGINT do if there is none.
+
+    Raises:
+        ConfigInvalid: a plan or the address does not work: fix what the text names.
+        StoreFailed: the disk failed: look at it, then start again.
+    """
+    ending = stop if stop is not None else _on_signals()
+    broken = asyncio.Event()
+    registry = _registry(config)
+    with contextlib.closing(Landing(config.landing_path, max_queued=config.max_queued_releases)) as landing:
+        lake = Lake(config.lake_path)
+        sealer = Sealer(landing, lake, _plan_of(registry))
+
+        def note_failure() -> None:
+            if (
+                landing.failed or lake.failed
+            ):  # a full disk is refused and waited for; an I/O error is the end of this process
+                broken.set()
+
+        with _door(MAX_PUSHES, note_failure) as pushes, _door(MAX_QUESTIONS, note_failure) as questions:
+            collector = CollectorService(landing, _plan_of(registry), door=pushes, max_batch=config.max_batch)
+            query = QueryService(registry, Query(registry, lake, sealer.seal).answer, door=questions)
+            async with _listening(config, collector, query) as address:
+                emit(Event.COLLECTOR_STARTED, listen=address, plans=len(registry.list()))
+                if ready is not None:
+                    ready(address)
+                waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
+                await _seal_until(waits, sealer, config.seal_every_s, note_failure)
+        if not broken.is_set():
+            await asyncio.to_thread(sealer.seal)
+    emit(Event.COLLECTOR_STOPPED)
+    if broken.is_set():
+        raise StoreFailed("the disk did not keep what it was given: look at it, then start the collector again")
+
+
+def _on_signals() -> asyncio.Event:
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    return ending
+
+
+def _registry(config: Config) -> PlanRegistry:
+    registry = PlanRegistry(config.plans_path)
+    for entry in config.plans:
+        try:
+            registry.add(entry.path.read_text(encoding="utf-8"), entry.nodes)
+        except PlanInvalid as error:
+            raise ConfigInvalid(f"{entry.path.name}: {error}") from None
+        except (OSError, UnicodeDecodeError):
+            raise ConfigInvalid(f"{entry.path.name}: the plan file cannot be read") from None
+    return registry
+
+
+def _plan_of(registry: PlanRegistry) -> Callable[[PlanHash], Plan | None]:
+    def plan_of(plan_hash: PlanHash) -> Plan | None:
+        registered = registry.get(plan_hash)
+        return None if registered is None else registered.plan
+
+    return plan_of
+
+
+@contextlib.contextmanager
+def _door(max_calls: int, store_failed: Callable[[], None]) -> Iterator[Door]:
+    door = Door(max_calls=max_calls, threads=2, store_failed=store_failed)
+    try:
+        yield door
+    finally:
+        door.close()
+
+
+@contextlib.asynccontextmanager
+async def _listening(config: Config, collector: CollectorService, query: QueryService) -> AsyncIterator[str]:
+    """Take calls while the body runs, then finish those in work; yields the address."""
+    server = grpc.aio.server(options=_options(config))
+    add_CollectorServiceServicer_to_server(collector, server)
+    add_QueryServiceServicer_to_server(query, server)
+    status = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(config.listen)
+    except RuntimeError:
+        raise ConfigInvalid("$.collector.listen: the address is taken or is not this machine's") from None
+    await server.start()
+    for name in ("", *_SERVICES):
+        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{config.listen.rpartition(':')[0]}:{port}"
+    finally:
+        await status.enter_graceful_shutdown()
+        await server.stop(GRACE_S)
+
+
+def _options(config: Config) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_concurrent_streams", 128),  # of one connection; the doors bound what is in work
+        ("grpc.so_reuseport", 0),  # a second collector on one port would split the agents' calls
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+async def _seal_until(
+    waits: Sequence[asyncio.Task[Literal[True]]], sealer: Sealer, every_s: float, store_failed: Callable[[], None]
+) -> None:
+    """Seal at intervals until one of the waits is over: the collector is told to stop, or its disk fails."""
+    try:
+        while not any(wait.done() for wait in waits):
+            try:
+                await asyncio.to_thread(sealer.seal)
+            except StoreFailed:  # the sealer has said so; what was not moved is safe in the landing
+                store_failed()
+            except Exception as error:  # noqa: BLE001  # as above, but nobody has said so
+                emit(Event.SEAL_FAILED, cause=type(error).__name__)
+            await asyncio.wait(waits, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

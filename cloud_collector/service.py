@@ -1,0 +1,209 @@
+"""The gRPC door: agents push releases through it, analysts ask.
+
+Place: step 9 of an event's path; behind it admission (is it a release of a known plan?) and the landing (is it kept?).
+
+Invariants:
+- A receipt says accepted or duplicate only after the landing's commit.
+- What is refused is refused by the contract's table: a code, a constant text, a status; never words of the caller's.
+- An exception that nobody foresaw leaves as INTERNAL and a random id; its text stays inside (promise A6).
+- The calls in work are bounded; one more is refused with a pushback (promise B7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+
+import grpc
+
+from cloud_collector.admission import Refused, admit
+from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
+from cloud_collector.landing import Verdict
+from cloud_collector.telemetry import Event, emit
+from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
+from edge_agg.contract.v1 import collector_pb2, query_pb2
+from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceServicer
+from edge_agg.contract.v1.query_pb2_grpc import QueryServiceServicer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from typing import Any
+
+    from cloud_collector.admission import Admitted
+    from cloud_collector.landing import Landing
+    from cloud_collector.plans import PlanRegistry, RegisteredPlan
+    from edge_agg.contract.plan import Plan, PlanHash
+    from edge_agg.contract.v1.release_pb2 import SealedRelease
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+CHUNK_BYTES = 256 * 1024
+"""An answer is cut into pieces of this size."""
+PUSHBACK_MS = (200, 1000)
+"""The least and most that an overloaded collector asks its callers to wait; each is told a random time between."""
+_INLINE_BYTES = 16 * 1024  # below it, handing a batch to a thread costs more than admitting it
+
+_REFUSED = collector_pb2.OUTCOME_REFUSED
+_RECEIPTS = {
+    Verdict.ACCEPTED: (collector_pb2.OUTCOME_ACCEPTED, ""),
+    Verdict.DUPLICATE: (collector_pb2.OUTCOME_DUPLICATE, ""),
+    Verdict.CONFLICT: (_REFUSED, str(Refusal.CONFLICT)),
+    Verdict.FENCED: (_REFUSED, str(Refusal.FENCED)),
+}
+
+
+class Door:
+    """What calls of one kind share: how many may be in work, their threads, and what leaves when one fails."""
+
+    def __init__(self, *, max_calls: int, threads: int, store_failed: Callable[[], None]) -> None:
+        self._max_calls = max_calls
+        self._in_work = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="door")
+        self._store_failed = store_failed
+
+    async def work(self, job: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run a job in one of the door's threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, job, *args)
+
+    def close(self) -> None:
+        """Wait for the jobs that run and drop those that wait."""
+        self._pool.shutdown(cancel_futures=True)
+
+    @asynccontextmanager
+    async def opened(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Let one call in and map whatever it raises; the body must not abort the context itself."""
+        if self._in_work >= self._max_calls:
+            await _refuse(method, context, Refusal.OVERLOADED)
+        self._in_work += 1
+        try:
+            yield
+        except QuestionInvalid as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except PlanUnknown as error:
+            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+        except Refused as error:
+            await _refuse(method, context, error.refusal)
+        except Overloaded:
+            await _refuse(method, context, Refusal.OVERLOADED)
+        except StoreFailed:
+            self._store_failed()
+            await _refuse(method, context, Refusal.STORE_FAILED)
+        except Exception as error:  # noqa: BLE001  # the last line of promise A6: nothing unforeseen may leave
+            await _fail(method, context, type(error).__name__)
+        finally:
+            self._in_work -= 1
+
+
+class CollectorService(CollectorServiceServicer):
+    """Takes batches of releases."""
+
+    def __init__(
+        self, landing: Landing, lookup: Callable[[PlanHash], Plan | None], *, door: Door, max_batch: int
+    ) -> None:
+        self._landing = landing
+        self._lookup = lookup
+        self._door = door
+        self._max_batch = max_batch
+
+    async def PushReleases(  # noqa: N802  # the contract's name
+        self, request: collector_pb2.PushReleasesRequest, context: Context
+    ) -> collector_pb2.PushReleasesResponse:
+        """Admit each release, land those that were admitted in one commit, and say what became of each, in order."""
+        async with self._door.opened("PushReleases", context):
+            if len(request.releases) > self._max_batch:
+                raise Refused(Refusal.TOO_LARGE)
+            judged = await self._admit(request.releases)
+            return await self._land(request.releases, judged)
+        raise AssertionError  # the door raises what it does not let through
+
+    async def _admit(self, batch: Sequence[SealedRelease]) -> list[Admitted | Refusal]:
+        if sum(len(one.payload) for one in batch) <= _INLINE_BYTES:
+            return self._admit_now(batch)
+        return await self._door.work(self._admit_now, batch)
+
+    def _admit_now(self, batch: Sequence[SealedRelease]) -> list[Admitted | Refusal]:
+        judged: list[Admitted | Refusal] = []
+        for one in batch:
+            try:
+                judged.append(admit(one.header, one.payload, self._lookup))
+            except Refused as error:
+                judged.append(error.refusal)
+        return judged
+
+    async def _land(
+        self, batch: Sequence[SealedRelease], judged: list[Admitted | Refusal]
+    ) -> collector_pb2.PushReleasesResponse:
+        admitted = [one for one in judged if not isinstance(one, Refusal)]
+        landed = [(one.release, one.sealed) for one in admitted]
+        verdicts = iter(await self._landing.land(landed) if landed else [])
+        receipts = []
+        for sent, one in zip(batch, judged, strict=True):
+            if isinstance(one, Refusal):
+                outcome, code, about = _REFUSED, str(one), {}
+            else:
+                outcome, code = _RECEIPTS[next(verdicts)]
+                about = {"agent": one.release.agent}
+            if code:
+                emit(Event.RELEASE_REFUSED, refusal=code, **about)
+            digest = hashlib.sha256(sent.header).digest()
+            receipts.append(collector_pb2.Receipt(release_hash=digest, outcome=outcome, refusal=code))
+        return collector_pb2.PushReleasesResponse(receipts=receipts)
+
+
+class QueryService(QueryServiceServicer):
+    """Answers analysts."""
+
+    def __init__(
+        self, registry: PlanRegistry, answer: Callable[[query_pb2.EstimateRequest], bytes], *, door: Door
+    ) -> None:
+        self._registry = registry
+        self._answer = answer
+        self._door = door
+
+    async def ListPlans(  # noqa: N802  # the contract's name
+        self, request: query_pb2.ListPlansRequest, context: Context
+    ) -> query_pb2.ListPlansResponse:
+        """List the registered plans, by name, then version."""
+        del request
+        async with self._door.opened("ListPlans", context):
+            return query_pb2.ListPlansResponse(plans=_listed(await self._door.work(self._registry.list)))
+        raise AssertionError  # the door raises what it does not let through
+
+    async def Estimate(  # noqa: N802  # the contract's name
+        self, request: query_pb2.EstimateRequest, context: Context
+    ) -> AsyncIterator[query_pb2.EstimateResponse]:
+        """Answer one question as one Arrow IPC stream, in pieces."""
+        async with self._door.opened("Estimate", context):
+            answer = await self._door.work(self._answer, request)
+            for at in range(0, len(answer), CHUNK_BYTES):  # inside the door: a slow reader's answer counts as in work
+                yield query_pb2.EstimateResponse(arrow=answer[at : at + CHUNK_BYTES])
+
+
+def _listed(plans: Iterable[RegisteredPlan]) -> list[query_pb2.RegisteredPlan]:
+    ordered = sorted(plans, key=lambda one: (one.plan.name, one.plan.version))
+    return [query_pb2.RegisteredPlan(plan_hash=one.hash, text=one.text, nodes=one.nodes) for one in ordered]
+
+
+async def _refuse(method: str, context: Context, refusal: Refusal) -> None:
+    emit(Event.REQUEST_REFUSED, method=method, refusal=str(refusal))
+    least, most = PUSHBACK_MS
+    trailing = [(REFUSAL_KEY, str(refusal))]
+    if refusal is Refusal.OVERLOADED:
+        trailing.append((PUSHBACK_KEY, str(least + secrets.randbelow(most - least + 1))))
+    rule = RULES[refusal]
+    await context.abort(grpc.StatusCode[rule.status], rule.text, tuple(trailing))
+
+
+async def _fail(method: str, context: Context, cause: str) -> None:
+    request_id = secrets.token_hex(8)
+    emit(Event.REQUEST_FAILED, method=method, request_id=request_id, cause=cause)
+    rule = RULES[Refusal.INTERNAL]
+    details = f"{rule.text} ({request_id})"
+    await context.abort(grpc.StatusCode[rule.status], details, ((REFUSAL_KEY, str(Refusal.INTERNAL)),))

@@ -1,0 +1,75 @@
+"""What the collector says about itself: events as JSON lines, for the people who run it.
+
+Place: beside the event's path; every room that acts may emit, the pure rooms do not.
+Invariants: every event is declared in :class:`Event`; a line is written per batch or decision, never per raw event; and
+no field carries anything out of a payload (names of tenants, agents and plans, counts, codes and durations only).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TextIO
+
+
+class Event(StrEnum):
+    """Every event there is, named `noun_past_verb`; the comment lists its fields."""
+
+    COLLECTOR_STARTED = "collector_started"
+    """The server takes calls. Fields: listen, plans."""
+    COLLECTOR_STOPPED = "collector_stopped"
+    """The server has answered its last call and closed its stores."""
+    PLAN_REGISTERED = "plan_registered"
+    """A plan may receive releases from now on. Fields: plan, version, plan_hash, nodes."""
+    RELEASE_ACCEPTED = "release_accepted"
+    """Releases were committed and may be acked. Fields: accepted, duplicates, plus agent where one call is meant."""
+    RELEASE_REFUSED = "release_refused"
+    """A release was not taken. Fields: refusal (a code of the contract's table), agent."""
+    AGENT_FENCED = "agent_fenced"
+    """An alarm: an agent sent two different releases for one window. Fields: tenant, agent, plan."""
+    AGENT_UNFENCED = "agent_unfenced"
+    """A person lifted a fence. Fields: tenant, agent."""
+    LANDING_FAILED = "landing_failed"
+    """An alarm: the disk refused a commit. Fields: cause (a class name), fatal (1: the landing takes nothing more)."""
+    RELEASES_SEALED = "releases_sealed"
+    """Releases moved from the landing to the lake. Fields: releases, plan, version."""
+    SEAL_FAILED = "seal_failed"
+    """Sealing failed and will be tried again; the releases stay in the landing. Fields: cause."""
+    QUERY_ANSWERED = "query_answered"
+    """An analyst got an answer. Fields: bytes, duration_s."""
+    REQUEST_REFUSED = "request_refused"
+    """A whole call was refused. Fields: method, refusal."""
+    REQUEST_FAILED = "request_failed"
+    """A call ended in an error nobody foresaw. Fields: method, request_id, cause."""
+
+
+_ALARMS = frozenset({Event.AGENT_FENCED, Event.LANDING_FAILED, Event.SEAL_FAILED, Event.REQUEST_FAILED})
+_LOGGER = logging.getLogger("cloud_collector")
+_LOGGER.addHandler(logging.NullHandler())
+
+
+def emit(event: Event, **fields: str | float) -> None:
+    """Write one event with its fields."""
+    level = logging.ERROR if event in _ALARMS else logging.INFO
+    _LOGGER.log(level, event.value, extra={"fields": fields})
+
+
+def configure(stream: TextIO | None = None) -> None:
+    """Send events to a stream, standard error by default, one JSON object a line; calling again moves them."""
+    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler.setFormatter(_JsonLines())
+    _LOGGER.handlers[:] = [handler]
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
+
+
+class _JsonLines(logging.Formatter):
+    """Renders time, level, event and fields; a traceback or a message's arguments are never rendered."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields: dict[str, str | float] = getattr(record, "fields", {})
+        return json.dumps({"at": moment, "level": record.levelname.lower(), "event": record.msg, **fields})

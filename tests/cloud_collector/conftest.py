@@ -1,0 +1,153 @@
+"""What the tests of the storage rooms share: the plan of the design, and a maker of sealed releases."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from edge_agg.contract import arrow, codec
+from edge_agg.contract.cells import n_cells
+from edge_agg.contract.plan import Plan, PlanHash, parse_plan, plan_hash
+from edge_agg.contract.release import Charge, Link, Mechanism, Release, Sealed, Status, VectorSpec
+from edge_agg.contract.vectors import plan_vectors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MONDAY = datetime(2013, 1, 7, tzinfo=UTC)
+PLAN = """
+[plan]
+name = "flight_delays"
+version = 1
+
+[events]
+time = "time_hour"
+[events.columns]
+time_hour = "timestamp"
+tailnum = "string"
+carrier = "string"
+dep_delay = "float"
+
+[privacy_unit]
+column = "tailnum"
+max_nodes = 3
+
+[bounds]
+max_partitions = 1
+max_rows_per_partition = 5
+
+[window]
+every = "7d"
+lateness = "1h"
+
+[[partition]]
+column = "carrier"
+values = ["9E", "AA", "B6", "DL", "EV", "MQ", "UA", "US", "WN"]
+other = true
+
+[[metric]]
+name = "departures"
+kind = "count"
+
+[[metric]]
+name = "delay"
+kind = "mean"
+column = "dep_delay"
+lower = -30.0
+upper = 180.0
+resolution = 0.1
+
+[budget]
+mechanism = "gaussian"
+epsilon = 2.0
+delta = 1e-6
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A release, its bytes, and the values it was made from."""
+
+    release: Release
+    sealed: Sealed
+    values: dict[str, NDArray[np.int64]]
+
+    @property
+    def pair(self) -> tuple[Release, Sealed]:
+        """As the landing takes it."""
+        return self.release, self.sealed
+
+
+class Maker:
+    """Makes releases of one plan; every field can be overruled, and the header's bytes follow."""
+
+    def __init__(self, text: str = PLAN) -> None:
+        self.text = text
+        self.plan: Plan = parse_plan(text)
+        self.hash: PlanHash = plan_hash(self.plan)
+
+    def plan_of(self, wanted: PlanHash) -> Plan | None:
+        """A lookup that knows this plan only."""
+        return self.plan if wanted == self.hash else None
+
+    def values(self, seed: int) -> dict[str, NDArray[np.int64]]:
+        """Random vectors of the plan's shape."""
+        random = np.random.default_rng(seed)
+        cells = n_cells(self.plan)
+        return {vector.name: random.integers(-(2**40), 2**40, cells) for vector in plan_vectors(self.plan)}
+
+    def make(self, *, seed: int = 0, window: int = 0, agent: str = "jfk", **changes: Any) -> Made:
+        """Make the release of one window, counted from a Monday in 2013."""
+        specs: tuple[VectorSpec, ...] = ()
+        payload, values = b"", self.values(seed)
+        released = changes.get("status", Status.RELEASED) is Status.RELEASED
+        if released:
+            payload = arrow.encode(values)
+            specs = tuple(
+                VectorSpec(name=name, mechanism=Mechanism.GAUSSIAN, scale=1.5 + i, sensitivity=5.0, loss=0.1)
+                for i, name in enumerate(values)
+            )
+        start = MONDAY + window * self.plan.every
+        release = Release(
+            tenant="acme",
+            agent=agent,
+            link=Link(incarnation="a" * 32, seq=window + 1, prev_hash=b"p" * 32 if window else b""),
+            plan=self.plan.name,
+            plan_version=self.plan.version,
+            plan_hash=self.hash,
+            window_start=start,
+            window_end=start + self.plan.every,
+            status=Status.RELEASED,
+            account="aircraft",
+            charge=Charge(rho=Fraction(1, 8)),
+            cumulative=Charge(rho=Fraction(1, 8) * (window + 1)),
+            vectors=specs,
+            max_partitions=self.plan.bounds.max_partitions,
+            max_rows_per_partition=self.plan.bounds.max_rows_per_partition,
+            max_nodes=self.plan.privacy_unit.max_nodes,
+            rows=n_cells(self.plan) if released else 0,
+            payload_sha256=hashlib.sha256(payload).digest() if released else b"",
+        )
+        payload = changes.pop("payload", payload)
+        release = replace(release, **changes)
+        return Made(release=release, sealed=codec.seal(release, payload), values=values if released else {})
+
+
+@pytest.fixture
+def maker() -> Maker:
+    """Releases of the plan of the design."""
+    return Maker()
+
+
+@pytest.fixture
+def other_maker() -> Maker:
+    """Releases of another plan: one cell, laplace."""
+    text = PLAN.replace("flight_delays", "all_flights").replace('"gaussian"', '"laplace"').replace("delta = 1e-6", "")
+    partition = text[text.index("[[partition]]") : text.index("[[metric]]")]
+    return Maker(text.replace(partition, ""))

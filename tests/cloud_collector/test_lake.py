@@ -1,0 +1,387 @@
+"""What is in the landing comes to the lake once, whole, and durably before the landing lets go of it.
+
+Not proved here: what a power cut leaves of the lake; the landing keeps a release until its files have been fsynced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pytest
+from deltalake import DeltaTable
+
+from cloud_collector import lake as room
+from cloud_collector import sealer as sealing
+from cloud_collector.errors import StoreFailed
+from cloud_collector.lake import Lake, table_schema
+from cloud_collector.landing import Landing, Verdict
+from cloud_collector.sealer import Sealer
+from edge_agg.contract.cells import keys
+from edge_agg.contract.release import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from edge_agg.contract.plan import Plan, PlanHash
+    from tests.cloud_collector.conftest import Made, Maker
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path / "a lake é" / "tables")
+
+
+@pytest.fixture
+def landing(tmp_path: Path) -> Iterator[Landing]:
+    with contextlib.closing(Landing(tmp_path / "landing.sqlite")) as one:
+        yield one
+
+
+def rows_of(made: Sequence[Made]) -> list[tuple[int, Any, Any]]:
+    return [(i, one.release, one.values) for i, one in enumerate(made, start=1)]
+
+
+def read(lake: Lake, maker: Maker) -> list[dict[str, Any]]:
+    """Every row of a plan's table, as DuckDB reads it."""
+    files = lake.files(maker.plan, maker.hash)
+    if not files:
+        return []
+    with duckdb.connect() as db:
+        db.execute("SET TimeZone = 'UTC'")
+        table = db.sql("SELECT * FROM read_parquet(?)", params=[files]).to_arrow_table()
+    return in_order(table.cast(table_schema(maker.plan)).to_pylist())
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (row["landing_id"], str(row.get("carrier"))))
+
+
+def expected(maker: Maker, made: Sequence[Made]) -> list[dict[str, Any]]:
+    """The same rows, straight from what was made."""
+    rows = []
+    for landing_id, one in enumerate(made, start=1):
+        release = one.release
+        who = {"tenant": release.tenant, "node": release.agent, "landing_id": landing_id, "status": str(release.status)}
+        who |= {"window_start": release.window_start, "window_end": release.window_end}
+        columns = [partition.column for partition in maker.plan.partition]
+        if release.status is not Status.RELEASED:
+            rows.append(dict.fromkeys(table_schema(maker.plan).names) | who)
+            continue
+        for cell, key in enumerate(keys(maker.plan)):
+            row = who | dict(zip(columns, key, strict=True))
+            for spec in release.vectors:
+                row |= {spec.name: int(one.values[spec.name][cell]), f"{spec.name}__scale": spec.scale}
+            rows.append(row)
+    return in_order(rows)
+
+
+def land(landing: Landing, made: Sequence[Made]) -> None:
+    assert asyncio.run(landing.land([one.pair for one in made])) == [Verdict.ACCEPTED] * len(made)
+
+
+def test_what_is_read_is_what_was_appended(lake: Lake, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i // 2, agent="jfk" if i % 2 else "lga") for i in range(6)]
+    made.insert(3, maker.make(window=9, status=Status.LOST))
+    lake.append(maker.plan, maker.hash, rows_of(made)[:3], app_id="a")
+    lake.append(maker.plan, maker.hash, rows_of(made)[3:], app_id="a")
+    assert read(lake, maker) == expected(maker, made)
+    assert len(read(lake, maker)) == 6 * 10 + 1
+
+
+def test_a_plan_without_partitions_has_one_row_a_release(lake: Lake, other_maker: Maker) -> None:
+    made = [other_maker.make(seed=i, window=i) for i in range(3)]
+    lake.append(other_maker.plan, other_maker.hash, rows_of(made), app_id="a")
+    assert read(lake, other_maker) == expected(other_maker, made)
+    assert len(read(lake, other_maker)) == 3
+
+
+def test_a_table_of_windows_without_values_only_can_be_read(lake: Lake, maker: Maker) -> None:
+    made = [maker.make(window=i, status=status) for i, status in enumerate((Status.EXHAUSTED, Status.VETOED))]
+    lake.append(maker.plan, maker.hash, rows_of(made), app_id="a")
+    assert read(lake, maker) == expected(maker, made)
+
+
+def test_each_plan_hash_has_its_own_table(lake: Lake, maker: Maker, other_maker: Maker) -> None:
+    assert lake.files(maker.plan, maker.hash) == []
+    lake.append(maker.plan, maker.hash, rows_of([maker.make()]), app_id="a")
+    assert lake.files(other_maker.plan, other_maker.hash) == []
+    folder = Path(lake.files(maker.plan, maker.hash)[0]).parent
+    assert folder.name == f"v1-{maker.hash.hex()[:12]}"
+    assert folder.parent.name == "flight_delays"
+
+
+def test_a_table_that_was_never_committed_is_empty(lake: Lake, maker: Maker, tmp_path: Path) -> None:
+    """A process killed at the right instant leaves the folders of a table and no table."""
+    lake.append(maker.plan, maker.hash, [], app_id="a")
+    (tmp_path / "a lake é" / "tables" / "flight_delays" / f"v1-{maker.hash.hex()[:12]}" / "_delta_log").mkdir(
+        parents=True
+    )
+    assert lake.files(maker.plan, maker.hash) == []
+    lake.append(maker.plan, maker.hash, rows_of([maker.make()]), app_id="a")
+    assert len(read(lake, maker)) == 10
+
+
+def test_a_table_that_cannot_be_read_says_so_without_a_value(lake: Lake, maker: Maker) -> None:
+    lake.append(maker.plan, maker.hash, rows_of([maker.make()]), app_id="a")
+    for entry in (Path(lake.files(maker.plan, maker.hash)[0]).parent / "_delta_log").iterdir():
+        entry.write_text('{"canary": ')
+    for act in (
+        lambda: lake.files(maker.plan, maker.hash),
+        lambda: lake.append(maker.plan, maker.hash, rows_of([maker.make()]), app_id="a"),
+    ):
+        with pytest.raises(StoreFailed) as caught:
+            act()
+        assert "canary" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+# Sealing
+
+
+def test_sealing_moves_everything_once(landing: Landing, lake: Lake, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(5)]
+    sealer = Sealer(landing, lake, maker.plan_of)
+    assert sealer.seal() == 0
+    land(landing, made[:3])
+    assert sealer.seal() == 3
+    land(landing, made[3:])
+    assert sealer.seal() == 2
+    assert sealer.seal() == 0
+    assert landing.unsealed(10) == []
+    assert read(lake, maker) == expected(maker, made)
+
+
+def test_large_batches_are_cut_without_loss(
+    landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "_CHUNK", 7)
+    monkeypatch.setattr(sealing, "MAX_ROWS", 30)
+    made = [maker.make(seed=i, window=i) for i in range(16)]
+    land(landing, made)
+    assert Sealer(landing, lake, maker.plan_of).seal() == 16
+    assert read(lake, maker) == expected(maker, made)
+    assert len(lake.files(maker.plan, maker.hash)) == 7, "chunks of 7, 7 and 2 in commits of 3"
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def seal_again_after_a_crash(landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Crash between the lake's commit and `mark_sealed`, start again; how many rows there are too many."""
+    made = [maker.make(seed=i, window=i) for i in range(4)]
+    land(landing, made[:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(Landing, "mark_sealed", _crash)
+        with pytest.raises(Crash):
+            Sealer(landing, lake, maker.plan_of).seal()
+    assert len(landing.unsealed(10)) == 3
+    land(landing, made[3:])
+    assert Sealer(landing, lake, maker.plan_of).seal() == 4
+    assert landing.unsealed(10) == []
+    return len(read(lake, maker)) - len(expected(maker, made))
+
+
+def _crash(*_: object) -> None:
+    raise Crash
+
+
+def test_a_crash_before_the_landing_was_told_doubles_nothing(
+    landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert seal_again_after_a_crash(landing, lake, maker, monkeypatch) == 0
+
+
+def test_mutant_without_the_transaction_s_mark_rows_double(
+    landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_mark", lambda folder, app_id: 0)
+    assert seal_again_after_a_crash(landing, lake, maker, monkeypatch) == 30
+
+
+def test_a_crash_after_half_of_a_batch_doubles_nothing(
+    landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Releases below the mark that wait beside others above it."""
+    made = [maker.make(seed=i, window=i) for i in range(6)]
+    land(landing, made)
+    lake.append(maker.plan, maker.hash, rows_of(made)[:4], app_id=landing.id)
+    assert Sealer(landing, lake, maker.plan_of).seal() == 6
+    assert read(lake, maker) == expected(maker, made)
+
+
+def test_a_restored_landing_loses_nothing_and_doubles_nothing_up_to_the_mark(
+    tmp_path: Path, lake: Lake, maker: Maker
+) -> None:
+    """Its ids start again where the copy was made and mean other releases; the mark alone would skip them."""
+    made = [maker.make(seed=i, window=i) for i in range(5)]
+    path = tmp_path / "landing.sqlite"
+    Landing(path).close()
+    copy = path.read_bytes()
+    with contextlib.closing(Landing(path)) as landing:
+        land(landing, made[:3])
+        Sealer(landing, lake, maker.plan_of).seal()
+    path.write_bytes(copy)
+    with contextlib.closing(Landing(path)) as landing:
+        for one in (made[3], made[1], made[4]):
+            land(landing, [one])
+            Sealer(landing, lake, maker.plan_of).seal()
+    starts = [row["window_start"] for row in read(lake, maker)]
+    assert sorted(starts) == sorted(one.release.window_start for one in made for _ in range(10))
+
+
+def test_two_sealers_at_once_double_nothing(landing: Landing, lake: Lake, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(40)]
+    land(landing, made)
+    sealer, moved = Sealer(landing, lake, maker.plan_of), []
+    threads = [threading.Thread(target=lambda: moved.append(sealer.seal())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(moved) == 40
+    assert read(lake, maker) == expected(maker, made)
+
+
+def test_a_release_of_an_unknown_plan_stays_and_holds_nobody_up(
+    landing: Landing, lake: Lake, maker: Maker, other_maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "_CHUNK", 2)
+    strangers = [other_maker.make(seed=i, window=i) for i in range(3)]
+    known = [maker.make(seed=i, window=i) for i in range(3)]
+    land(landing, [*strangers, *known])
+    assert Sealer(landing, lake, maker.plan_of).seal() == 3
+    assert [one.header for one in landing.unsealed(10)] == [one.sealed.header for one in strangers]
+    assert Sealer(landing, lake, other_maker.plan_of).seal() == 3
+    assert read(lake, other_maker) == expected(other_maker, strangers)
+
+
+def test_a_plan_that_turns_up_during_a_pass_waits_for_the_next(
+    landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise later releases would carry the mark past the ones that were left behind."""
+    monkeypatch.setattr(sealing, "_CHUNK", 2)
+    made = [maker.make(seed=i, window=i) for i in range(6)]
+    land(landing, made)
+    asked: list[PlanHash] = []
+
+    def registered_meanwhile(plan_hash: PlanHash) -> Plan | None:
+        asked.append(plan_hash)
+        return maker.plan if len(asked) > 1 else None
+
+    sealer = Sealer(landing, lake, registered_meanwhile)
+    assert (sealer.seal(), sealer.seal()) == (0, 6)
+    assert read(lake, maker) == expected(maker, made)
+
+
+def test_a_table_that_fails_keeps_its_releases_waiting_and_no_others(
+    landing: Landing, lake: Lake, maker: Maker, other_maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "_CHUNK", 2)
+    plans = {maker.hash: maker.plan, other_maker.hash: other_maker.plan}
+    bad = [maker.make(seed=i, window=i) for i in range(3)]
+    good = [other_maker.make(seed=i, window=i) for i in range(3)]
+    land(landing, [one for pair in zip(bad, good, strict=True) for one in pair])
+    commit, failures = room._commit, ["once"]
+
+    def full(folder: Path, *rest: Any) -> None:
+        if folder.parent.name == maker.plan.name and failures:
+            failures.pop()
+            raise OSError
+        commit(folder, *rest)
+
+    monkeypatch.setattr(room, "_commit", full)
+    sealer = Sealer(landing, lake, plans.get)
+    with pytest.raises(StoreFailed):
+        sealer.seal()
+    assert [one.header for one in landing.unsealed(10)] == [one.sealed.header for one in bad]
+    assert len(read(lake, other_maker)) == 3
+    assert sealer.seal() == 3
+    assert len(read(lake, maker)) == 30
+
+
+# Durability
+
+
+def unsynced_when_marked(
+    landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> set[str]:
+    """Files and folders of the lake that had not been fsynced since they changed when the landing let go."""
+    synced: set[int] = set()
+    missing: set[str] = set()
+    fsync, mark_sealed = os.fsync, Landing.mark_sealed
+
+    def mark(self: Landing, ids: Sequence[int]) -> None:
+        places = [tmp_path / "a lake é", *(tmp_path / "a lake é").rglob("*")]
+        missing.update(place.name for place in places if place.stat().st_ino not in synced)
+        mark_sealed(self, ids)
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        synced.add(os.fstat(fd).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Landing, "mark_sealed", mark)
+    sealer = Sealer(landing, lake, maker.plan_of)
+    for window in range(3):
+        land(landing, [maker.make(seed=window, window=window)])
+        sealer.seal()
+    return missing
+
+
+def test_the_lake_is_on_the_disk_before_the_landing_lets_go(
+    landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert unsynced_when_marked(landing, lake, maker, tmp_path, monkeypatch) == set()
+
+
+def test_mutant_the_library_s_own_commit_is_not_on_the_disk(
+    landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lake, "_sync", lambda self, folder: None)
+    missing = unsynced_when_marked(landing, lake, maker, tmp_path, monkeypatch)
+    assert "00000000000000000002.json" in missing
+    assert sum(name.endswith(".parquet") for name in missing) == 3
+
+
+def test_a_checkpoint_that_was_written_over_is_synced_again(
+    lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of([maker.make(seed=i, window=i) for i in range(3)])
+    synced: list[str] = []
+    monkeypatch.setattr(room, "_fsync", lambda path: synced.append(path.name))
+    for row in rows:
+        synced.clear()
+        lake.append(maker.plan, maker.hash, [row], app_id="a")
+        DeltaTable(Path(lake.files(maker.plan, maker.hash)[0]).parent).create_checkpoint()
+    assert "_last_checkpoint" in synced
+
+
+def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(
+    landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [maker.make()]
+    land(landing, made)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "_sync", _crash)
+        with pytest.raises(Crash):
+            Sealer(landing, lake, maker.plan_of).seal()
+    assert len(read(lake, maker)) == 10
+    fresh = Lake(tmp_path / "a lake é" / "tables")
+    synced: set[str] = set()
+    fsync = room._fsync
+
+    def noted(path: Path) -> None:
+        fsync(path)
+        synced.add(path.name)
+
+    monkeypatch.setattr(room, "_fsync", noted)
+    assert Sealer(landing, fresh, maker.plan_of).seal() == 1
+    assert {Path(file).name for file in fresh.files(maker.plan, maker.hash)} <= synced
+    assert len(read(fresh, maker)) == 10

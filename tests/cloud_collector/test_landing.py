@@ -1,0 +1,597 @@
+"""What the landing promises: an ack means fsynced (B1), and a key is taken once, for ever (B2).
+
+Each promise comes with a mutant, the rule broken on purpose, that the same check must catch. Not proved here: that the
+disk keeps what it acknowledged, and that rooms above the landing ack only what it returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import apsw
+import pytest
+
+from cloud_collector import landing as room
+from cloud_collector import telemetry
+from cloud_collector.errors import Overloaded, StoreFailed
+from cloud_collector.landing import Landing, Verdict
+from edge_agg.contract.codec import open_sealed
+from edge_agg.contract.release import Link, Release, Sealed, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.cloud_collector.conftest import Made, Maker
+
+ROOT = Path(__file__).parents[2]
+A, D, C, F = Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.FENCED
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "landing.sqlite"
+
+
+@pytest.fixture
+def landing(path: Path) -> Iterator[Landing]:
+    with contextlib.closing(Landing(path)) as one:
+        yield one
+
+
+def land(landing: Landing, *made: Made) -> list[Verdict]:
+    return asyncio.run(landing.land([one.pair for one in made]))
+
+
+def headers(landing: Landing) -> list[bytes]:
+    return [one.header for one in landing.unsealed(10**6)]
+
+
+@contextlib.contextmanager
+def writer_held(landing: Landing) -> Iterator[None]:
+    """Keep the writer busy, so that whatever is landed meanwhile has to wait."""
+    gate = threading.Event()
+    landing._writer.submit(gate.wait)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+def test_what_was_landed_is_read_back_as_the_bytes_that_were_sent(landing: Landing, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(3)] + [maker.make(window=3, status=Status.LOST)]
+    assert land(landing, *made) == [A] * 4
+    waiting = landing.unsealed(10)
+    assert [(one.header, one.payload) for one in waiting] == [(one.sealed.header, one.sealed.payload) for one in made]
+    assert [one.id for one in waiting] == sorted({one.id for one in waiting})
+    assert landing.unsealed(2) == waiting[:2]
+    assert landing.unsealed(2, after=waiting[1].id) == waiting[2:]
+    assert land(landing) == []
+
+
+def test_the_files_are_their_owner_s_alone(landing: Landing, path: Path, maker: Maker) -> None:
+    land(landing, maker.make())
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes == dict.fromkeys(["landing.sqlite", "landing.sqlite-wal", "landing.sqlite-shm"], 0o600)
+
+
+def test_the_id_is_made_once(path: Path, tmp_path: Path) -> None:
+    with contextlib.closing(Landing(path)) as first, contextlib.closing(Landing(path)) as again:
+        assert first.id == again.id
+        assert len(first.id) == 32
+    with contextlib.closing(Landing(tmp_path / "other.sqlite")) as other:
+        assert other.id != first.id
+
+
+def test_a_file_of_another_version_is_left_alone(path: Path) -> None:
+    Landing(path).close()
+    db = apsw.Connection(str(path))
+    db.pragma("user_version", 99)
+    db.close()
+    with pytest.raises(StoreFailed, match="another version"):
+        Landing(path)
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreFailed):
+        Landing(path)
+
+
+# B1: an ack means committed and fsynced
+
+
+class Disk(apsw.VFS):
+    """A disk that keeps, in another folder, what a power cut would leave.
+
+    Each file is as it was at its own last sync; one that was deleted is back unless the folder was synced since.
+    """
+
+    def __init__(self, watched: Path, kept: Path) -> None:
+        self.watched, self.kept, self.broken, self.syncs = watched, kept, False, 0
+        kept.mkdir()
+        super().__init__("disk", "unix", makedefault=True)
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> DiskFile:  # noqa: N802  # apsw's name
+        """Open a file that is watched."""
+        return DiskFile(name, flags, self)
+
+    def fsync(self, fd: int) -> None:
+        """In place of `os.fsync`."""
+        os.fdatasync(fd)
+        if os.fstat(fd).st_ino == self.watched.stat().st_ino:
+            for file in self.kept.iterdir():
+                if not (self.watched / file.name).exists():
+                    file.unlink()
+
+
+class DiskFile(apsw.VFSFile):
+    """One file of such a disk."""
+
+    def __init__(self, name: str | apsw.URIFilename | None, flags: list[int], disk: Disk) -> None:
+        self.path = Path(name.filename() if isinstance(name, apsw.URIFilename) else str(name))
+        self.disk = disk
+        super().__init__("unix", name, flags)
+
+    def xSync(self, flags: int) -> None:  # noqa: N802  # apsw's name
+        """Sync, and keep what is then on the disk."""
+        if self.disk.broken:
+            raise apsw.IOError
+        super().xSync(flags)
+        self.disk.syncs += 1
+        if self.path.parent == self.disk.watched:
+            shutil.copy(self.path, self.disk.kept)
+
+
+@pytest.fixture
+def disk(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    disk = Disk(path.parent, tmp_path / "kept")
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    yield disk
+    disk.unregister()
+
+
+def survives_a_power_cut_after_each_ack(path: Path, disk: Disk, maker: Maker, *, synchronous: str) -> bool:
+    kept = True
+    with contextlib.closing(Landing(path)) as landing:
+        assert landing._db.pragma("synchronous") == 2, "FULL"
+        landing._db.pragma("synchronous", synchronous)
+        for window in range(10):
+            made = maker.make(window=window)
+            assert land(landing, made) == [A]
+            after = disk.kept.parent / f"after-{window}"
+            shutil.copytree(disk.kept, after)
+            with contextlib.closing(Landing(after / path.name)) as restored:
+                kept &= made.sealed.header in headers(restored)
+                kept &= len(restored.unsealed(100)) == window + 1
+    return kept
+
+
+def test_an_acked_release_survives_a_power_cut(path: Path, disk: Disk, maker: Maker) -> None:
+    """Promise B1: nothing but what was synced before the ack is left, and every acked release is in it."""
+    assert survives_a_power_cut_after_each_ack(path, disk, maker, synchronous="full")
+    assert disk.syncs >= 10
+
+
+def test_mutant_a_commit_without_a_sync_is_caught(path: Path, disk: Disk, maker: Maker) -> None:
+    assert not survives_a_power_cut_after_each_ack(path, disk, maker, synchronous="normal")
+
+
+def test_mutant_a_folder_without_a_sync_is_caught(
+    path: Path, disk: Disk, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal that SQLite deleted when it turned to WAL would come back, and roll the file back to nothing."""
+    monkeypatch.setattr(room, "_sync_folder", lambda folder: None)
+    assert not survives_a_power_cut_after_each_ack(path, disk, maker, synchronous="full")
+
+
+CHILD = """
+import asyncio, os, pickle, signal, sys
+from pathlib import Path
+from cloud_collector.landing import Landing
+from edge_agg.contract.codec import open_sealed
+
+landing = Landing(Path(sys.argv[1]))
+sealed = [open_sealed(*one) for one in pickle.loads(Path(sys.argv[2]).read_bytes())]
+size, acks, mutant = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+
+def never_commits(work):
+    if not landing._db.in_transaction:
+        landing._db.execute("BEGIN IMMEDIATE")
+    return work()
+
+if mutant == "ack before commit":
+    landing._transact = never_commits
+
+async def one(start):
+    await landing.land(sealed[start:start + size])
+    os.write(1, f"{start} ".encode())
+    global acks
+    acks -= 1
+    if acks == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    for group in range(0, len(sealed), 4 * size):
+        await asyncio.gather(*(one(start) for start in range(group, min(group + 4 * size, len(sealed)), size)))
+
+asyncio.run(main())
+"""
+
+
+class Killed:
+    """A process that lands releases, says which were acked, and is killed."""
+
+    def __init__(self, path: Path, made: Sequence[Made], *, size: int, acks: int, mutant: str = "") -> None:
+        releases = path.parent.parent / "releases.pickle"
+        releases.write_bytes(pickle.dumps([(one.sealed.header, one.sealed.payload) for one in made]))
+        arguments = [str(path), str(releases), str(size), str(acks), mutant]
+        self.made, self.size = made, size
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, *arguments],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+
+    def acked(self) -> list[Made]:
+        """Wait for the end of the process, then say what it had acked."""
+        said, _ = self.process.communicate(timeout=60)
+        starts = [int(start) for start in said.split(" ")[:-1]]
+        return [one for start in starts for one in self.made[start : start + self.size]]
+
+
+def is_kept_exactly_once(path: Path, made: Sequence[Made], acked: Sequence[Made]) -> bool:
+    """Everything acked is there; sent again, everything is there once."""
+    with contextlib.closing(Landing(path)) as landing:
+        found = headers(landing)
+        promised = [one.sealed for one in acked]
+        kept = all(found.count(one.sealed.header) == 1 for one in acked)
+        verdicts = land(landing, *made)
+        kept &= all(verdict is D for one, verdict in zip(made, verdicts, strict=True) if one.sealed in promised)
+        return kept and sorted(headers(landing)) == sorted(one.sealed.header for one in made)
+
+
+def test_killed_right_after_an_ack_everything_acked_is_there_once(path: Path, maker: Maker) -> None:
+    """Promises B1 and B2, under kill -9."""
+    made = [maker.make(seed=i, window=i) for i in range(24)]
+    child = Killed(path, made, size=2, acks=7)
+    acked = child.acked()
+    assert child.process.returncode == -9
+    assert len(acked) >= 14
+    assert is_kept_exactly_once(path, made, acked)
+
+
+def test_mutant_an_ack_before_the_commit_is_caught(path: Path, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(24)]
+    child = Killed(path, made, size=2, acks=7, mutant="ack before commit")
+    acked = child.acked()
+    assert child.process.returncode == -9
+    assert not is_kept_exactly_once(path, made, acked)
+
+
+@pytest.mark.slow
+def test_killed_at_random_times_everything_acked_is_there_once(tmp_path: Path, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(2000)]
+    chance, landed = random.Random(20130107), []
+    for turn in range(40):
+        path = tmp_path / str(turn) / "landing.sqlite"
+        child = Killed(path, made, size=1, acks=0)
+        assert child.process.stdout is not None
+        child.process.stdout.read(1)  # the first ack, minus its first digit, which is a zero
+        time.sleep(chance.random() * 0.15)
+        child.process.kill()
+        said, _ = child.process.communicate(timeout=60)
+        starts = [int(start) for start in ("0" + said).split(" ")[:-1]]
+        landed.append(len(starts))
+        assert is_kept_exactly_once(path, made, [made[start] for start in starts])
+    assert len(set(landed)) > 10, "the kills came at different times"
+    assert any(0 < count < len(made) for count in landed)
+
+
+def test_an_io_error_ends_the_landing_and_is_never_tried_again(path: Path, disk: Disk, maker: Maker) -> None:
+    first, second, third = (maker.make(seed=i, window=i) for i in range(3))
+    with contextlib.closing(Landing(path)) as landing:
+        land(landing, first)
+        disk.broken = True
+        with pytest.raises(StoreFailed):
+            land(landing, second)
+        disk.broken = False
+        assert landing.failed
+        syncs = disk.syncs
+        for refused in (lambda: land(landing, third), lambda: landing.unsealed(1), lambda: landing.mark_sealed([1])):
+            with pytest.raises(StoreFailed):
+                refused()
+        assert disk.syncs == syncs
+    with contextlib.closing(Landing(path)) as again:
+        assert land(again, first, second, third)[::2] == [D, A], "nothing was promised of the second"
+        assert sorted(headers(again)) == sorted(one.sealed.header for one in (first, second, third))
+
+
+def test_a_full_disk_refuses_and_goes_on_when_there_is_room(landing: Landing, maker: Maker) -> None:
+    land(landing, maker.make())
+    landing._db.pragma("max_page_count", 1)
+    made = [maker.make(seed=i, window=i) for i in range(1, 60)]
+    with pytest.raises(StoreFailed):
+        land(landing, *made)
+    assert not landing.failed
+    assert len(headers(landing)) == 1, "the whole group was rolled back"
+    landing._db.pragma("max_page_count", 2**30)
+    assert land(landing, *made) == [A] * 59
+
+
+def test_a_bug_in_one_commit_leaves_nothing_and_stops_nobody(
+    landing: Landing, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even an error that nobody foresaw leaves a caller waiting, a transaction open or half a group behind."""
+    insert, first, second = Landing._insert, maker.make(), maker.make(window=1)
+
+    def fails(self: Landing, release: Release, sealed: Sealed) -> None:
+        insert(self, release, sealed)
+        if release == second.release:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Landing, "_insert", fails)
+        with pytest.raises(ZeroDivisionError):
+            land(landing, first, second)
+    assert headers(landing) == []
+    assert land(landing, first, second) == [A, A]
+
+
+def test_calls_that_wait_share_one_commit(landing: Landing, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(50)]
+    commits: list[int] = []
+
+    def counted() -> bool:
+        commits.append(1)
+        return False
+
+    landing._db.set_commit_hook(counted)
+
+    async def scenario() -> list[list[Verdict]]:
+        with writer_held(landing):
+            calls = [asyncio.ensure_future(landing.land([one.pair])) for one in made]
+            await asyncio.sleep(0.01)
+            assert not any(call.done() for call in calls), "the loop runs while the writer is busy"
+        return await asyncio.gather(*calls)
+
+    assert asyncio.run(scenario()) == [[A]] * 50
+    assert len(commits) == 1
+
+
+# B2: exactly once, for ever
+
+
+def test_a_key_is_taken_once(landing: Landing, maker: Maker, other_maker: Maker) -> None:
+    """Another window, agent, tenant or plan is another key; the same bytes again are a duplicate."""
+    made = [maker.make(), maker.make(window=1), maker.make(agent="lga"), maker.make(tenant="b"), other_maker.make()]
+    assert land(landing, *made) == [A] * 5
+    assert land(landing, *made) == [D] * 5
+    assert len(headers(landing)) == 5
+
+
+def conflicts_are_refused(landing: Landing, maker: Maker) -> bool:
+    """The first release of a key stays; another one is refused whether later, in one batch or in one group."""
+    first, later, lga, lga_later, ewr, ewr_later = (
+        maker.make(seed=i, agent=agent) for i, agent in enumerate(["jfk", "jfk", "lga", "lga", "ewr", "ewr"])
+    )
+
+    async def in_one_group() -> list[list[Verdict]]:
+        with writer_held(landing):
+            calls = [asyncio.ensure_future(landing.land([one.pair])) for one in (ewr, ewr, ewr_later, ewr)]
+            await asyncio.sleep(0)
+        return await asyncio.gather(*calls)
+
+    answers = [
+        [land(landing, first), land(landing, later)] == [[A], [C]],
+        land(landing, lga, lga, lga_later, lga) == [A, D, C, D],
+        asyncio.run(in_one_group()) == [[A], [D], [C], [D]],
+        headers(landing) == [first.sealed.header, lga.sealed.header, ewr.sealed.header],
+    ]
+    return all(answers)
+
+
+def test_a_conflict_is_refused(landing: Landing, maker: Maker) -> None:
+    assert conflicts_are_refused(landing, maker)
+
+
+def test_mutant_the_hash_as_part_of_the_key_is_caught(
+    path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "UNIQUE (tenant, agent, plan_hash, window_start_us)"
+    assert key in room._SCHEMA
+    monkeypatch.setattr(room, "_SCHEMA", room._SCHEMA.replace(key, "UNIQUE (hash)"))
+    monkeypatch.setattr(Landing, "_decide", _decide_by_hash)
+    with contextlib.closing(Landing(path)) as landing:
+        assert not conflicts_are_refused(landing, maker)
+
+
+def _decide_by_hash(self: Landing, release: Release, sealed: Sealed) -> Verdict:
+    if self._db.execute("SELECT 1 FROM releases WHERE hash = ?", (sealed.hash,)).get:
+        return D
+    self._insert(release, sealed)
+    return A
+
+
+def test_a_conflict_fences_the_agent_until_a_person_lifts_it(path: Path, maker: Maker) -> None:
+    """Fenced: new releases are refused, also after a restart; what was accepted is still a duplicate."""
+    first, clash, new = maker.make(), maker.make(seed=1), maker.make(window=1)
+    with contextlib.closing(Landing(path)) as landing:
+        assert land(landing, first, clash, new, first, maker.make(agent="lga")) == [A, C, F, D, A]
+    with contextlib.closing(Landing(path)) as landing:
+        assert land(landing, new, first, clash) == [F, D, C]
+        assert [(one.agent, one.fenced) for one in landing.agents()] == [("jfk", True), ("lga", False)]
+        assert landing.unfence("acme", "jfk")
+        assert not landing.unfence("acme", "jfk")
+        assert not landing.unfence("acme", "nobody")
+        assert land(landing, new) == [A]
+        assert not any(one.fenced for one in landing.agents())
+
+
+CANARY = "canary-7f3a"
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[io.StringIO]:
+    """The JSON lines of what happens meanwhile."""
+    logger, log = logging.getLogger("cloud_collector"), io.StringIO()
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    telemetry.configure(log)
+    try:
+        yield log
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+
+
+def traces_of_a_conflict(landing: Landing, folder: Path, maker: Maker) -> set[str]:
+    """Where anything of a refused release can be found: files of the landing, or the log."""
+    clash = maker.make(seed=1, account=CANARY)
+    with logged() as log:
+        assert land(landing, maker.make(), clash) == [A, C]
+        landing.agents()  # its turn at the writer comes after the log's
+    needles = (CANARY.encode(), clash.sealed.header, clash.sealed.payload, clash.sealed.hash)
+    traces = {file.name for file in folder.iterdir() if any(needle in file.read_bytes() for needle in needles)}
+    events = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["release_accepted", "agent_fenced"]
+    assert (events[1]["tenant"], events[1]["agent"], events[1]["level"]) == ("acme", "jfk", "error")
+    return traces | ({"log"} if CANARY in log.getvalue() else set())
+
+
+def test_nothing_of_a_conflicting_release_is_stored_or_logged(landing: Landing, path: Path, maker: Maker) -> None:
+    assert traces_of_a_conflict(landing, path.parent, maker) == set()
+
+
+def test_mutant_a_stored_conflict_is_caught(
+    landing: Landing, path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide = Landing._decide
+
+    def keeps_evidence(self: Landing, release: Release, sealed: Sealed) -> Verdict:
+        verdict = decide(self, release, sealed)
+        if verdict is C:
+            self._db.execute("INSERT INTO fences VALUES (?, ?)", (release.tenant, release.account))
+        return verdict
+
+    monkeypatch.setattr(Landing, "_decide", keeps_evidence)
+    assert traces_of_a_conflict(landing, path.parent, maker) == {"landing.sqlite-wal"}
+
+
+def test_keys_outlive_their_data(path: Path, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(3)]
+    with contextlib.closing(Landing(path)) as landing:
+        land(landing, *made)
+        ids = [one.id for one in landing.unsealed(10)]
+        landing.mark_sealed(ids[:2])
+        assert [one.id for one in landing.unsealed(10)] == ids[2:]
+        landing.mark_sealed(ids)
+    with contextlib.closing(Landing(path)) as landing:
+        assert landing.unsealed(10) == []
+        assert land(landing, *made) == [D] * 3
+        assert land(landing, maker.make(seed=9)) == [C]
+        assert land(landing, maker.make(agent="lga")) == [A]
+        assert landing.unsealed(10)[0].id > ids[-1], "an id is never used twice"
+
+
+def test_a_lie_about_the_seq_stops_nobody(landing: Landing, maker: Maker) -> None:
+    """The wire carries 64 bits, SQLite 63: one such release must not roll back the group it is in."""
+    liar = maker.make(agent="liar", link=Link(incarnation="b" * 32, seq=2**64 - 1, prev_hash=b"p" * 32))
+    assert open_sealed(liar.sealed.header, liar.sealed.payload)[0] == liar.release
+    assert land(landing, maker.make(), liar) == [A, A]
+
+
+def test_agents_are_known_by_what_was_accepted(landing: Landing, maker: Maker) -> None:
+    reborn = Link(incarnation="b" * 32, seq=1, prev_hash=b"")
+    land(landing, maker.make(window=4), maker.make(window=2), maker.make(agent="ewr"), maker.make(window=4))
+    ewr, jfk = landing.agents()
+    assert (ewr.agent, ewr.releases, ewr.last_seq) == ("ewr", 1, 1)
+    assert (jfk.tenant, jfk.agent, jfk.incarnation, jfk.last_seq, jfk.releases) == ("acme", "jfk", "a" * 32, 5, 2)
+    assert jfk.last_window_end == maker.make(window=4).release.window_end
+    land(landing, maker.make(window=3, link=reborn))
+    jfk = landing.agents()[1]
+    assert (jfk.incarnation, jfk.last_seq, jfk.releases) == ("b" * 32, 1, 3)
+    assert jfk.last_window_end == maker.make(window=4).release.window_end
+
+
+# Overload and shutdown
+
+
+def test_overload_refuses_before_it_queues_and_loses_nothing(path: Path, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(12)]
+
+    async def scenario(landing: Landing) -> None:
+        with writer_held(landing):
+            calls = [asyncio.ensure_future(landing.land([one.pair for one in made[i : i + 3]])) for i in (0, 3)]
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                await landing.land([one.pair for one in made[6:11]])
+            calls.append(asyncio.ensure_future(landing.land([one.pair for one in made[6:10]])))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                await landing.land([made[10].pair])
+        assert await asyncio.gather(*calls) == [[A] * 3, [A] * 3, [A] * 4]
+        assert await landing.land([one.pair for one in made[10:]]) == [A, A]
+
+    with contextlib.closing(Landing(path, max_queued=10)) as landing:
+        asyncio.run(scenario(landing))
+        assert headers(landing) == [one.sealed.header for one in made]
+        assert (landing._queued, landing._queued_bytes) == (0, 0)
+
+
+def test_large_releases_fill_the_queue_by_their_bytes(
+    landing: Landing, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = maker.make()
+    monkeypatch.setattr(room, "MAX_QUEUED_BYTES", len(made.sealed.header) + len(made.sealed.payload))
+    assert land(landing, made) == [A]
+    with pytest.raises(Overloaded):
+        land(landing, made, made)
+
+
+def test_a_caller_that_left_takes_nothing_along(landing: Landing, maker: Maker) -> None:
+    """A cancelled call frees its place; the others of its group are committed."""
+    stays, leaves = maker.make(), maker.make(window=1)
+
+    async def scenario() -> None:
+        with writer_held(landing):
+            calls = [asyncio.ensure_future(landing.land([one.pair])) for one in (leaves, stays)]
+            await asyncio.sleep(0)
+            calls[0].cancel()
+            await asyncio.sleep(0)
+        assert await calls[1] == [A]
+
+    asyncio.run(scenario())
+    assert headers(landing) == [stays.sealed.header]
+    assert landing._queued == 0
+
+
+def test_close_commits_what_waits_and_then_refuses(path: Path, maker: Maker) -> None:
+    landing = Landing(path)
+
+    async def scenario() -> list[Verdict]:
+        with writer_held(landing):
+            call = asyncio.ensure_future(landing.land([maker.make().pair]))
+            await asyncio.sleep(0)
+            closing = asyncio.ensure_future(asyncio.to_thread(landing.close))
+            await asyncio.sleep(0.01)
+        await closing
+        return await call
+
+    assert asyncio.run(scenario()) == [A]
+    landing.close()
+    with pytest.raises(StoreFailed):
+        land(landing, maker.make(window=1))
+    assert not (path.parent / "landing.sqlite-wal").exists(), "a clean close leaves one file"
+    with contextlib.closing(Landing(path)) as again:
+        assert land(again, maker.make()) == [D]

@@ -21,11 +21,11 @@ from edge_agg.failpoint import failpoint
 from edge_agg.telemetry import Event, emit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
     from datetime import datetime
 
     from edge_agg.clock import Clock
-    from edge_agg.journal import Journal, Waiting
+    from edge_agg.contract.release import Sealed
 
 HOLD_S = 300.0
 """How long a held release waits, seconds; a plan that its collector does not know yet is the usual reason."""
@@ -47,6 +47,36 @@ class CallFailed(Exception):
         """Whether the message, rather than the collector, is the trouble."""
 
 
+class Waiting(Protocol):
+    """A sealed release that has not been acked."""
+
+    @property
+    def seq(self) -> int:
+        """Its place in the chain."""
+        ...
+
+    @property
+    def sealed(self) -> Sealed:
+        """The bytes that were stored and will be sent."""
+        ...
+
+
+class Outbox(Protocol):
+    """What the uplink needs of the journal."""
+
+    def waiting(self, limit: int, *, skip: Collection[int]) -> Sequence[Waiting]:
+        """The oldest releases that wait, but those in `skip`."""
+        ...
+
+    def settle(self, *, acked: Sequence[int], parked: Sequence[tuple[int, Refusal]]) -> None:
+        """Keep what the receipts said, durably."""
+        ...
+
+    def unacked(self) -> int:
+        """How many wait."""
+        ...
+
+
 class Wire(Protocol):
     """One call to the collector."""
 
@@ -63,7 +93,9 @@ class GrpcWire:
     """The collector over gRPC."""
 
     def __init__(self, address: str, *, deadline_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)])
+        self._channel = grpc.aio.insecure_channel(
+            address, options=[("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+        )
         self._stub = collector_pb2_grpc.CollectorServiceStub(self._channel)
         self._deadline_s = deadline_s
 
@@ -89,7 +121,7 @@ class GrpcWire:
 class Uplink:
     """Sends what the journal holds."""
 
-    journal: Journal
+    journal: Outbox
     wire: Wire
     clock: Clock
     jitter: Callable[[], float]

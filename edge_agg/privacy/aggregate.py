@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge_agg.contract.vectors import Clip
-    from edge_agg.privacy.bound import Bounded
+
+    Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +46,15 @@ class Sensitivity:
         return root
 
 
-def count_units(bounded: Bounded, n_cells: int) -> npt.NDArray[np.int64]:
-    """Units with a kept row in each cell, int64[n_cells]."""
-    return np.bincount(bounded.cell[bounded.first], minlength=n_cells).astype(np.int64)
+def count_units(cell: Int64s, first: npt.NDArray[np.bool_], n_cells: int) -> Int64s:
+    """Units with a kept row in each cell, int64[n_cells].
+
+    Args:
+        cell: the kept rows' cells, int64[n_kept].
+        first: whether a row is the first of its unit in its cell, bool[n_kept].
+        n_cells: cells of the plan.
+    """
+    return np.bincount(cell[first], minlength=n_cells).astype(np.int64)
 
 
 def units_sensitivity(cells: int) -> Sensitivity:
@@ -55,9 +62,9 @@ def units_sensitivity(cells: int) -> Sensitivity:
     return Sensitivity(linf=1, cells=cells)
 
 
-def count_rows(bounded: Bounded, n_cells: int) -> npt.NDArray[np.int64]:
+def count_rows(cell: Int64s, n_cells: int) -> Int64s:
     """Kept rows in each cell, int64[n_cells]."""
-    return np.bincount(bounded.cell, minlength=n_cells).astype(np.int64)
+    return np.bincount(cell, minlength=n_cells).astype(np.int64)
 
 
 def rows_sensitivity(cells: int, max_rows: int) -> Sensitivity:
@@ -65,13 +72,13 @@ def rows_sensitivity(cells: int, max_rows: int) -> Sensitivity:
     return Sensitivity(linf=max_rows, cells=cells)
 
 
-def sum_values(bounded: Bounded, name: str, n_cells: int) -> npt.NDArray[np.int64]:
-    """Sum of each kept row's contribution to a vector, int64[n_cells].
+def sum_values(cell: Int64s, values: Int64s, n_cells: int) -> Int64s:
+    """Sum of the kept rows' contributions to a vector, int64[n_cells].
 
     Cannot wrap: the plan proves n_rows * |value| < 2**62 when it is parsed.
     """
     total = np.zeros(n_cells, dtype=np.int64)
-    np.add.at(total, bounded.cell, bounded.values[name])
+    np.add.at(total, cell, values)
     return total
 
 

@@ -113,11 +113,11 @@ def sensitivity_of(plan: Plan, vector: Vector) -> Sensitivity:
 def _aggregate(vector: Vector, bounded: Bounded, cells: int) -> npt.NDArray[np.int64]:
     match vector.of:
         case "units":
-            return count_units(bounded, cells)
+            return count_units(bounded.cell, bounded.first, cells)
         case "rows" if vector.column is None:
-            return count_rows(bounded, cells)
+            return count_rows(bounded.cell, cells)
         case _:
-            return sum_values(bounded, vector.name, cells)
+            return sum_values(bounded.cell, bounded.values[vector.name], cells)
 
 
 def _spec(plan: Plan, vector: Vector, mechanism: Mechanism, share: Fraction) -> VectorSpec:

@@ -96,8 +96,8 @@ def _show_table(console: Console, client: Client, agents: list[Path]) -> None:
     assert clip is not None, "a mean has a grid"
     mean = (pl.col("delay_sum") / pl.col("delay_count") + clip.centre) * clip.resolution
     exact = {row["carrier"]: row for row in truth.with_columns(mean.alias("delay")).to_dicts()}
-    title = "2013 by carrier, with 95 % noise intervals (truth: the bounded value; only a demo may show it)"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    title = "2013 by carrier, with 95 % noise intervals (truth, bounded: only a demo may show it)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True, min_width=5)
     metrics = {"departures": "departures", "aircraft": "aircraft", "delay": "mean delay, min"}
     for label in metrics.values():
@@ -118,7 +118,7 @@ def _show_table(console: Console, client: Client, agents: list[Path]) -> None:
         f"{last['status']}."
     )
     console.print(
-        "[dim]aircraft-wks: distinct aircraft, counted once per week and airport, then added up. The interval covers "
+        "[dim]Aircraft: distinct aircraft, counted once per week and airport, then added up. The interval covers "
         "the truth of the bounded data; what clipping and bounding left out is not in it.[/]"
     )
 

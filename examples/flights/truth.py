@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from edge_agg.config import load
+from edge_agg.config import load, span_of
 from edge_agg.contract.cells import keys
 from edge_agg.contract.plan import plan_hash
 from edge_agg.ingest.file import FileSource
@@ -31,11 +31,13 @@ def bounded_truth(config_path: Path) -> pl.DataFrame:
     config, (plan, *_) = load(config_path)
     measurement, plan_id = compile_plan(plan), plan_hash(plan)
     journal = Journal.read(Path(config.agent.state), config.agent.name)
+    start, end = span_of(config.history)
+    span = Span(start=start, end=end)
     windows: dict[datetime, Bounding] = {}
     for source in config.source:
         for frame in FileSource(source.path).frames(plan.events.columns):
             events = read_events(plan, measurement.vectors, frame.batch)
-            parts = split(events.time_us, every=plan.every, closed_before=None, span=Span(start=None, end=None))
+            parts = split(events.time_us, every=plan.every, closed_before=None, span=span)
             for start, index in parts.windows.items():
                 if start not in windows:
                     windows[start] = measurement.bounding(window_salt(journal.secret, plan_id, start))

@@ -1,0 +1,61 @@
+# Everything a person types. Each target does its own set-up: a .venv, hash-locked dependencies, the package itself.
+PYTHON ?= python3.11
+DEMO_PORT ?= 8815
+MARKS ?= not slow
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
+
+help: ## what there is to type
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## a .venv with everything that requirements.lock names
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup ## the main job on real flights: three agents, a collector, a table, a chart
+	DEMO_PORT=$(DEMO_PORT) $(BIN)/python -m examples.flights.demo
+
+notebook: setup ## Jupyter on notebooks/quickstart.ipynb, over the store that the demo left behind
+	$(BIN)/python -m examples.flights.notebook
+
+test: setup ## the fast tests
+	$(BIN)/python -m pytest -m "$(MARKS)"
+
+check: setup lint types imports proto-check ## what a change must pass: format, lint, types, rooms, proto, all tests
+	$(MAKE) test MARKS="slow or not slow"
+
+format: setup ## write the code the way `check` wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports --no-cache
+
+proto: setup ## write the stubs of proto/ anew
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh proto/generate.sh
+
+proto-check: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh proto/check.sh
+
+lock: setup ## write requirements.lock anew (needs uv)
+	uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras \
+	  --python-version 3.11 pyproject.toml --output-file requirements.lock
+
+proto-baseline: setup ## after a release of the wire: what later changes must not break
+	cd proto && ../$(BIN)/buf build --exclude-source-info -o baseline.binpb
+
+clean: ## away with what the targets made
+	rm -rf .venv .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

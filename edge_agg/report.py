@@ -25,7 +25,7 @@ from edge_agg.errors import ConfigInvalid
 from edge_agg.journal import Journal, running
 from edge_agg.privacy.ledger import heaviest, windows_left
 from edge_agg.privacy.measurement import Measurement, compile_plan
-from edge_agg.privacy.statement import Loss, budget_of, loss, period, predict, state
+from edge_agg.privacy.statement import budget_of, loss, period, predict, rounded_up, state
 from edge_agg.telemetry import Event
 
 if TYPE_CHECKING:
@@ -160,21 +160,11 @@ def _show_loss(console: Console, plan: Plan, measurement: Measurement, account: 
     budget = budget_of(epsilon=account.epsilon if account else 1000.0, delta=delta, horizon=horizon)
     said = state(measurement, budget, delta)
     table = Table("whose rows are hidden", "loss", title="what is promised (all rows of one unit, added or removed)")
-    table.add_row(f"one {unit}, one window, one site", _words(said.window_site))
-    table.add_row(f"one {unit}, one window, at up to {nodes} sites", _words(said.window_person))
+    table.add_row(f"one {unit}, one window, one site", str(said.window_site))
+    table.add_row(f"one {unit}, one window, at up to {nodes} sites", str(said.window_person))
     over = f"one {unit}, {said.windows} windows ({horizon.days} days), at up to {nodes} sites"
-    table.add_row(over, _words(said.horizon_person))
+    table.add_row(over, str(said.horizon_person))
     console.print(table)
-
-
-def _words(said: Loss) -> str:
-    text = f"epsilon {_up(said.epsilon)} at delta {said.delta:g}"
-    return text if said.pure is None else f"epsilon {_up(said.pure)} (pure); {text}"
-
-
-def _up(epsilon: float) -> str:
-    """Three decimals, never rounded down."""
-    return f"{np.ceil(epsilon * 1000 - 1e-6) / 1000:.3f}"
 
 
 def _payload_bytes(measurement: Measurement) -> int:
@@ -191,7 +181,7 @@ def _budget_words(journal: Journal, account: AccountTable, measurement: Measurem
     left = windows_left(budget, entries, charge=measurement.charge, start=start, every=plan.every)
     spent = loss(heaviest(budget.horizon, entries, around=start - plan.every), account.delta)
     over = f"{account.epsilon:g} spent in {budget.horizon.days} days"
-    head = f"account {account.name}: epsilon {_up(spent.epsilon)} of {over}"
+    head = f"account {account.name}: epsilon {rounded_up(spent.epsilon)} of {over}"
     if left is None:
         return f"{head}; {period(plan.every)} releases of {plan.name} never run out"
     until: datetime = start + left * plan.every

@@ -38,6 +38,10 @@ class Loss:
     pure: float | None
     """The pure epsilon, where the mechanism has one."""
 
+    def __str__(self) -> str:
+        text = f"epsilon {rounded_up(self.epsilon)} at delta {self.delta:g}"
+        return text if self.pure is None else f"epsilon {rounded_up(self.pure)} (pure); {text}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
@@ -100,6 +104,11 @@ def state(measurement: Measurement, budget: Budget, delta: float) -> Statement:
 def predict(measurement: Measurement, sites: int) -> list[Prediction]:
     """The error that noise alone will cause, per metric and cell, at one site and over all of them."""
     return [_predict(measurement, metric, sites) for metric in measurement.plan.metric]
+
+
+def rounded_up(epsilon: float) -> str:
+    """An epsilon as people read it: three decimals, never less than it is by more than a millionth."""
+    return f"{max(0, math.ceil(epsilon * 1000 - 1e-3)) / 1000:.3f}"
 
 
 def period(every: timedelta) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import socket
@@ -27,7 +26,6 @@ from examples.flights.truth import bounded_truth
 
 if TYPE_CHECKING:
     from cloud_collector.client import Client
-    from edge_agg.privacy.statement import Loss
 
 HOME = Path(".demo")
 START, END = date(2013, 1, 1), date(2014, 1, 1)
@@ -146,16 +144,10 @@ def _show_loss(console: Console, config_path: Path) -> None:
     said = state(compile_plan(plan), budget, account.delta)
     console.rule("what it cost")
     nodes = plan.privacy_unit.max_nodes
-    console.print(f"One aircraft, one week, one airport: {_loss(said.window_site)}.")
-    console.print(f"One aircraft, one week, at up to {nodes} airports: {_loss(said.window_person)}.")
-    console.print(
-        f"One aircraft, the year's {said.windows} weeks, at up to {nodes} airports: {_loss(said.horizon_person)}."
-    )
+    console.print(f"One aircraft, one week, one airport: {said.window_site}.")
+    console.print(f"One aircraft, one week, at up to {nodes} airports: {said.window_person}.")
+    console.print(f"One aircraft, the year's {said.windows} weeks, at up to {nodes} airports: {said.horizon_person}.")
     console.print(f"Each airport's own account allows epsilon {account.epsilon:g} in {budget.horizon.days} days.")
-
-
-def _loss(loss: Loss) -> str:
-    return f"epsilon {math.ceil(loss.epsilon * 1000 - 1e-6) / 1000:.3f} at delta {loss.delta:g}"
 
 
 def _show_bytes(console: Console, shipped: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
@@ -21,6 +22,7 @@ from edge_agg.contract.v1 import release_pb2 as pb
 
 MAX_HEADER_BYTES = 64 * 1024
 """A header larger than this is refused unread."""
+_INCARNATION = re.compile(r"[0-9a-f]{32}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _STATUS = {
@@ -172,12 +174,22 @@ def _check(release: Release, payload: bytes) -> None:
         "a name is missing or too long": all(
             0 < len(name) <= 128 for name in (release.tenant, release.agent, release.plan, release.account)
         ),
-        "the chain link is broken": len(link.incarnation) == 32
+        "a name is not printable": all(
+            name.isprintable() for name in (release.tenant, release.agent, release.plan, release.account)
+        ),
+        "the chain link is broken": _INCARNATION.fullmatch(link.incarnation) is not None
         and link.seq >= 1
         and len(link.prev_hash) == 32 * (link.seq > 1),
         "the plan hash is not a sha256": len(release.plan_hash) == 32,
         "the window is empty": release.window_start < release.window_end,
         "values without the status released, or the reverse": released == bool(payload) == bool(release.vectors),
+        "rows or sha256 without the status released, or the reverse": released
+        == (release.rows > 0)
+        == bool(release.payload_sha256),
+        "a vector's name is missing or stands twice": all(s.name for s in release.vectors)
+        and len({s.name for s in release.vectors}) == len(release.vectors),
+        "a charge without a draw": release.status not in {Status.EXHAUSTED, Status.VETOED}
+        or release.charge == Charge(),
         "a scale is not positive": all(
             0 < s.scale < math.inf and 0 < s.sensitivity < math.inf for s in release.vectors
         ),

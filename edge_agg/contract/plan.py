@@ -23,6 +23,10 @@ Key = str | int | bool
 
 MAX_CELLS = 100_000
 """Cells one window may have: the product of the partition columns' sizes."""
+MAX_METRICS = 128
+"""Metrics of one plan; its releases' envelopes name every vector, and an envelope is bounded."""
+MAX_VALUES = 1_000_000
+"""Values of one release: cells times vectors; its message is bounded."""
 MAX_UNITS = 2**28
 """Privacy units one window may hold at one agent; the proof that no sum overflows starts here."""
 OTHER = "other"
@@ -35,7 +39,7 @@ RESERVED = frozenset(
 
 _NAME = re.compile(r"(?!.*__)[a-z][a-z0-9_]{0,62}")
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-_DURATION = re.compile(r"(\d{1,9})(us|ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]{1,9})(us|ms|s|m|h|d)")
 _UNIT_US = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 
@@ -209,6 +213,8 @@ def parse_plan(text: str) -> Plan:
         raise PlanInvalid(path.rstrip("`") or "$", problem) from None
     except msgspec.DecodeError as error:
         raise PlanInvalid("$", f"not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise PlanInvalid("$", "not TOML that a plan could be") from None
     for check in (
         _check_names,
         _check_columns,
@@ -224,7 +230,7 @@ def parse_plan(text: str) -> Plan:
 
 def plan_hash(plan: Plan) -> PlanHash:
     """Sha256 over the plan's meaning, 32 bytes. Guarantee: equal exactly when the meaning is equal."""
-    meaning: dict[str, Any] = msgspec.to_builtins(plan)
+    meaning: dict[str, Any] = _without_negative_zero(msgspec.to_builtins(plan))
     del meaning["plan"]["description"]
     meaning["window"] = {
         "every_us": plan.every // timedelta(microseconds=1),
@@ -232,6 +238,18 @@ def plan_hash(plan: Plan) -> PlanHash:
     }
     canonical = msgspec.json.encode(meaning, order="sorted")
     return PlanHash(hashlib.sha256(b"edge_agg.plan.v1\n" + canonical).digest())
+
+
+def _without_negative_zero(value: Any) -> Any:
+    match value:
+        case float():
+            return value + 0.0
+        case dict():
+            return {key: _without_negative_zero(part) for key, part in value.items()}
+        case list():
+            return [_without_negative_zero(part) for part in value]
+        case _:
+            return value
 
 
 def _require(path: str, holds: bool, problem: str) -> None:  # noqa: FBT001  # reads as a sentence
@@ -242,8 +260,8 @@ def _require(path: str, holds: bool, problem: str) -> None:  # noqa: FBT001  # r
 def _check_names(plan: Plan) -> None:
     rule = "lower-case letters, digits and single underscores, beginning with a letter, 63 at most"
     _require("$.plan.name", _NAME.fullmatch(plan.name) is not None, rule)
-    _require("$.plan.version", plan.version >= 1, "must be 1 or more")
-    _require("$.metric", len(plan.metric) > 0, "a plan has at least one metric")
+    _require("$.plan.version", 1 <= plan.version < 2**31, "must lie in 1 .. 2**31 - 1")
+    _require("$.metric", 0 < len(plan.metric) <= MAX_METRICS, f"must hold 1 .. {MAX_METRICS} metrics")
     taken = {partition.column.lower() for partition in plan.partition} | RESERVED
     for i, metric in enumerate(plan.metric):
         _require(f"$.metric[{i}].name", _NAME.fullmatch(metric.name) is not None, rule)
@@ -328,6 +346,8 @@ def _check_partitions(plan: Plan) -> None:
             )
         cells *= len(partition.values) + partition.other
     _require("$.partition", cells <= MAX_CELLS, f"the product of all partitions has at most {MAX_CELLS} cells")
+    vectors = sum(2 if isinstance(metric, Mean) else 1 for metric in plan.metric)
+    _require("$.metric", cells * vectors <= MAX_VALUES, f"cells times vectors must not exceed {MAX_VALUES}")
 
 
 def _check_metrics(plan: Plan) -> None:

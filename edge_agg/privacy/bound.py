@@ -8,12 +8,13 @@ the state is bounded by what is kept. Unit ids become dense codes, so no two uni
 Method (one sort): a row becomes the packed key `unit code | permuted cell | row priority`. The permutation is a
 bijection on cell codes keyed by the unit and the salt, so a unit's first `max_partitions` distinct cells in key order
 are a uniform sample of the cells it touched; the priority is a keyed hash of the row, so the first
-`max_rows_per_partition` rows of a cell are a uniform sample of its rows.
+`max_rows_per_partition` rows of a cell are a uniform sample of its rows (rows equal in time and values go together).
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,11 +76,16 @@ class Bounding:
             n_cells: cells of the plan.
             names: the summed vectors, keys of `Rows.values`.
             salt: secret, this window's own; 16 to 64 bytes.
+
+        Raises:
+            ValueError: the salt is too short to be one.
         """
+        if not 16 <= len(salt) <= 64:
+            raise ValueError("a salt has 16 to 64 bytes")
         self._max_partitions, self._max_rows, self._names, self._salt = max_partitions, max_rows, tuple(names), salt
         self._cell_bits = max(_LEAST_BITS, (n_cells - 1).bit_length())
         self._codes: dict[str | int, int] = {}
-        self._hashes: list[int] = []
+        self._hashes = array("Q")
         empty = np.empty(0, np.uint64)
         self._kept = _Keyed(empty, empty, empty, np.empty(0, np.int64), {name: np.empty(0, np.int64) for name in names})
         self._pending: list[_Keyed] = []
@@ -109,7 +115,7 @@ class Bounding:
     def _key(self, rows: Rows) -> _Keyed:
         codes = np.fromiter((self._code(unit) for unit in rows.units), np.int64, len(rows.units))
         unit = codes[rows.unit]
-        unit_hash = self._unit_hashes()[unit]
+        unit_hash = np.frombuffer(self._hashes, dtype=np.uint64)[unit]
         priority = _mix(unit_hash ^ rows.time_us.astype(np.uint64))
         for name in self._names:
             priority = _mix(priority ^ rows.values[name].astype(np.uint64))
@@ -124,14 +130,11 @@ class Bounding:
             code = len(self._hashes)
             if code >= MAX_UNITS:
                 raise OverflowError("more privacy units in one window than the overflow proof allows")
-            self._codes[unit] = code
             text = unit.encode() if isinstance(unit, str) else unit.to_bytes(8, "little", signed=True)
             digest = hashlib.blake2b(text, digest_size=8, key=self._salt).digest()
             self._hashes.append(int.from_bytes(digest, "little"))
+            self._codes[unit] = code
         return code
-
-    def _unit_hashes(self) -> UInt64s:
-        return np.array(self._hashes, dtype=np.uint64)
 
     def _merge(self) -> None:
         if not self._pending:

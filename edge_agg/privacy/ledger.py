@@ -11,7 +11,11 @@ charges alone.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
+from datetime import timedelta
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from edge_agg.contract.release import Charge
@@ -19,8 +23,7 @@ from edge_agg.errors import BudgetExhausted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime, timedelta
-    from fractions import Fraction
+    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,19 +62,11 @@ def check_room(budget: Budget, entries: Iterable[Entry], new: Entry) -> None:
 
 def heaviest(horizon: timedelta, entries: Iterable[Entry], *, around: datetime) -> Charge:
     """The largest charge (each part for itself) of any span `[t, t + horizon)` that holds the moment `around`."""
-    near = sorted(
-        (entry for entry in entries if around - horizon < entry.window_start < around + horizon),
-        key=lambda entry: entry.window_start,
+    near = [entry for entry in entries if around - horizon < entry.window_start < around + horizon]
+    return Charge(
+        rho=_heaviest(horizon, [(entry.window_start, entry.charge.rho) for entry in near]),
+        delta=_heaviest(horizon, [(entry.window_start, entry.charge.delta) for entry in near]),
     )
-    worst = running = Charge()
-    first = 0
-    for entry in near:
-        running += entry.charge
-        while near[first].window_start <= entry.window_start - horizon:
-            running = Charge(rho=running.rho - near[first].charge.rho, delta=running.delta - near[first].charge.delta)
-            first += 1
-        worst = Charge(rho=max(worst.rho, running.rho), delta=max(worst.delta, running.delta))
-    return worst
 
 
 def windows_left(
@@ -79,16 +74,33 @@ def windows_left(
 ) -> int | None:
     """How many windows in a row, from `start` on, would find room; None if they never run out.
 
-    A row of windows as long as the horizon that fits, fits for ever: from then on each new window takes the place of
-    an equal one that leaves.
+    A row of windows that fits from here to a horizon beyond the last entry, fits for ever: from then on each new window
+    takes the place of an equal one that leaves.
     """
-    enough = budget.horizon // every + 1
-    ahead = list(entries)
-    for count in range(enough):
-        new = Entry(window_start=start + count * every, charge=charge)
-        try:
-            check_room(budget, ahead, new)
-        except BudgetExhausted:
-            return count
-        ahead.append(new)
-    return None
+    last = max((entry.window_start for entry in entries), default=start)
+    enough = (max(last - start, timedelta(0)) + budget.horizon) // every + 1
+
+    def fits(count: int) -> bool:
+        ahead = [start + i * every for i in range(count)]
+        held = [entry for entry in entries if entry.window_start > start - budget.horizon]
+        rho = [(entry.window_start, entry.charge.rho) for entry in held] + [(at, charge.rho) for at in ahead]
+        delta = [(entry.window_start, entry.charge.delta) for entry in held] + [(at, charge.delta) for at in ahead]
+        return _heaviest(budget.horizon, rho) <= budget.rho and _heaviest(budget.horizon, delta) <= budget.delta
+
+    if fits(enough):
+        return None
+    return bisect_left(range(enough), True, key=lambda count: not fits(count + 1))  # the value looked for
+
+
+def _heaviest(horizon: timedelta, charges: Sequence[tuple[datetime, Fraction]]) -> Fraction:
+    """The largest sum in any half-open span of the horizon's length; exact, in integers over a common denominator."""
+    denominator = math.lcm(*{charge.denominator for _, charge in charges})
+    near = sorted((at, charge.numerator * (denominator // charge.denominator)) for at, charge in charges)
+    worst = running = first = 0
+    for at, charge in near:
+        running += charge
+        while near[first][0] <= at - horizon:
+            running -= near[first][1]
+            first += 1
+        worst = max(worst, running)
+    return Fraction(worst, denominator)

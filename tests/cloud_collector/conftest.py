@@ -107,6 +107,7 @@ class Maker:
         specs: tuple[VectorSpec, ...] = ()
         payload, values = b"", self.values(seed)
         released = changes.get("status", Status.RELEASED) is Status.RELEASED
+        drawn = changes.get("status", Status.RELEASED) in {Status.RELEASED, Status.LOST}
         if released:
             payload = arrow.encode(values)
             specs = tuple(
@@ -125,7 +126,7 @@ class Maker:
             window_end=start + self.plan.every,
             status=Status.RELEASED,
             account="aircraft",
-            charge=Charge(rho=Fraction(1, 8)),
+            charge=Charge(rho=Fraction(1, 8)) if drawn else Charge(),
             cumulative=Charge(rho=Fraction(1, 8) * (window + 1)),
             vectors=specs,
             max_partitions=self.plan.bounds.max_partitions,

@@ -1,0 +1,222 @@
+"""The ledger: exact sums over every span of the horizon, and a refusal that leaves no trace."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agg.contract.release import Charge
+from edge_agg.errors import BudgetExhausted
+from edge_agg.privacy import ledger
+from edge_agg.privacy.ledger import Budget, Entry, check_room, heaviest, total, windows_left
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+START = datetime(2013, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+def entry(day: int, rho: Fraction | int, delta: Fraction | int = 0) -> Entry:
+    """A charge for the window that starts on that day."""
+    return Entry(window_start=START + day * DAY, charge=Charge(rho=Fraction(rho), delta=Fraction(delta)))
+
+
+def budget(rho: Fraction | int, delta: Fraction | int = 0, days: int = 10) -> Budget:
+    """A budget over a horizon of days."""
+    return Budget(rho=Fraction(rho), delta=Fraction(delta), horizon=days * DAY)
+
+
+def has_room(limit: Budget, entries: Sequence[Entry], new: Entry) -> bool:
+    """Whether the ledger takes a charge."""
+    try:
+        check_room(limit, entries, new)
+    except BudgetExhausted:
+        return False
+    return True
+
+
+def within_everywhere(limit: Budget, entries: Sequence[Entry]) -> bool:
+    """Brute force: whether every span `[t, t + horizon)` that begins at a window costs at most the budget."""
+    for begin in {entry.window_start for entry in entries}:
+        span = [entry.charge for entry in entries if begin <= entry.window_start < begin + limit.horizon]
+        if sum(c.rho for c in span) > limit.rho or sum(c.delta for c in span) > limit.delta:
+            return False
+    return True
+
+
+losses = st.sampled_from([Fraction(0), Fraction(1, 3), Fraction(1, 2), Fraction(1), Fraction(7, 5)])
+entries_ = st.builds(
+    entry, st.integers(-15, 15), losses, st.sampled_from([Fraction(0), Fraction(1, 2**80), Fraction(1, 7)])
+)
+limits = st.builds(
+    budget, losses.map(lambda loss: 3 * loss), st.sampled_from([Fraction(0), Fraction(1, 7), 1]), st.integers(1, 12)
+)
+
+
+def disagreements(limit: Budget, arriving: Sequence[Entry]) -> int:
+    """How often the ledger and brute force say something else, over charges that arrive in any order."""
+    taken: list[Entry] = []
+    wrong = 0
+    for new in arriving:
+        says = has_room(limit, taken, new)
+        wrong += says != within_everywhere(limit, [*taken, new])
+        if says:
+            taken.append(new)
+    return wrong
+
+
+@settings(max_examples=150)
+@given(limit=limits, arriving=st.lists(entries_, max_size=12))
+def test_every_span_of_the_horizon_stays_within_the_budget(limit: Budget, arriving: list[Entry]) -> None:
+    """The ledger takes a charge exactly when no span of the horizon overruns, also for windows out of order."""
+    assert disagreements(limit, arriving) == 0
+
+
+LATE = [entry(0, 1), entry(5, 1), entry(3, 1), entry(-6, 1), entry(9, 1), entry(10, 1), entry(12, 1)]
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lambda horizon, entries, *, around: total(e for e in entries if around - horizon < e.window_start <= around),
+        lambda horizon, entries, *, around: total(entries),
+        lambda horizon, entries, *, around: heaviest(horizon / 2, entries, around=around),
+        lambda horizon, entries, *, around: total(e for e in entries if abs(e.window_start - around) <= horizon),
+    ],
+    ids=["looks back only", "never forgets", "half the horizon", "both sides at once"],
+)
+def test_mutant_horizons_are_caught(monkeypatch: pytest.MonkeyPatch, mutant: object) -> None:
+    """Mutants: other readings of the horizon; brute force disagrees with each."""
+    assert disagreements(budget(2), LATE) == 0
+    monkeypatch.setattr(ledger, "heaviest", mutant)
+    assert disagreements(budget(2), LATE) > 0
+
+
+def test_sums_are_exact() -> None:
+    """Ten charges of a tenth fill a budget of one, and the smallest step more is refused."""
+    tenths = [entry(day, Fraction(1, 10)) for day in range(9)]
+    assert has_room(budget(1), tenths, entry(9, Fraction(1, 10)))
+    assert not has_room(budget(1), tenths, entry(9, Fraction(1, 10) + Fraction(1, 2**200)))
+    assert total([*tenths, entry(9, Fraction(1, 10))]).rho == 1
+
+
+def test_rho_and_delta_are_limited_each() -> None:
+    """Room in one does not make up for the other."""
+    assert not has_room(budget(9, Fraction(1, 10)), [entry(0, 1, Fraction(1, 10))], entry(1, 1, Fraction(1, 2**80)))
+    assert not has_room(budget(1, 1), [entry(0, 1)], entry(1, Fraction(1, 2**40)))
+
+
+def test_the_horizon_is_half_open() -> None:
+    """A window that starts a whole horizon later no longer counts; one microsecond earlier it does."""
+    later = Entry(window_start=START + 10 * DAY, charge=Charge(rho=Fraction(1)))
+    sooner = Entry(window_start=later.window_start - timedelta(microseconds=1), charge=later.charge)
+    assert has_room(budget(1), [entry(0, 1)], later)
+    assert not has_room(budget(1), [entry(0, 1)], sooner)
+
+
+def test_windows_a_whole_horizon_apart_never_add_up() -> None:
+    """Nor do they with a third one in between: no half-open span of the horizon holds both ends."""
+    ends = [entry(0, 1), entry(10, 1)]
+    assert has_room(budget(2), ends, entry(5, 1))
+    assert heaviest(10 * DAY, [*ends, entry(5, 1)], around=START + 5 * DAY).rho == 2
+    assert heaviest(10 * DAY, ends, around=START + 10 * DAY).rho == 1
+    assert (
+        heaviest(10 * DAY, [entry(10, 7)], around=START).rho
+        == heaviest(10 * DAY, [entry(-10, 7)], around=START).rho
+        == 0
+    )
+
+
+def test_a_late_window_is_weighed_against_those_after_it() -> None:
+    """Charging an old window can overrun a span that newer windows have filled."""
+    assert not has_room(budget(2), [entry(5, 1), entry(8, 1)], entry(0, 1))
+    assert has_room(budget(2), [entry(5, 1), entry(12, 1)], entry(0, 1))
+
+
+def test_two_charges_of_one_window_both_count() -> None:
+    """A second attempt, or another plan over the same people, adds up."""
+    assert not has_room(budget(1), [entry(0, Fraction(2, 3))], entry(0, Fraction(2, 3)))
+
+
+def test_a_refused_charge_leaves_no_trace() -> None:
+    """After a refusal the entries are what they were, and a smaller charge finds the same room as before."""
+    taken = [entry(0, 1), entry(1, 1)]
+    before = list(taken)
+    assert not has_room(budget(3), taken, entry(2, 2))
+    assert taken == before
+    assert has_room(budget(3), taken, entry(2, 1))
+
+
+def test_the_refusal_holds_no_numbers() -> None:
+    """What is left of an account is not said in an error's text."""
+    with pytest.raises(BudgetExhausted) as refused:
+        check_room(budget(1), [], entry(0, 2))
+    assert not any(character.isdigit() for character in str(refused.value))
+
+
+@settings(max_examples=60)
+@given(
+    limit=limits,
+    past=st.lists(entries_.filter(lambda e: e.window_start < START), max_size=6),
+    loss=losses,
+    every=st.integers(1, 5),
+)
+def test_windows_left_agrees_with_stepping(limit: Budget, past: list[Entry], loss: Fraction, every: int) -> None:
+    """The number that is shown is the number of windows that the ledger then takes; None if it takes 100."""
+    taken = list(past)
+    steps = 0
+    while steps < 100:
+        new = Entry(window_start=START + steps * every * DAY, charge=Charge(rho=loss))
+        if not has_room(limit, taken, new):
+            break
+        taken.append(new)
+        steps += 1
+    told = windows_left(limit, past, charge=Charge(rho=loss), start=START, every=every * DAY)
+    assert told == (None if steps == 100 else steps)
+
+
+@pytest.mark.parametrize(
+    ("rho", "every", "left"),
+    [
+        (10, 1, None),
+        (9, 1, 9),
+        (4, 3, None),
+        (3, 3, 3),
+        (1, 10, None),
+        (1, 11, None),
+        (0, 1, 0),
+        (Fraction(1, 2), 30, 0),
+    ],
+)
+def test_windows_left_by_hand(rho: Fraction, every: int, left: int | None) -> None:
+    """A horizon of ten days holds ten daily windows, four of every third day, one of every tenth."""
+    assert windows_left(budget(rho), [], charge=Charge(rho=Fraction(1)), start=START, every=every * DAY) == left
+
+
+def test_an_empty_ledger_has_spent_nothing() -> None:
+    """The sum of no charges is zero, and nothing weighs on a moment without windows."""
+    assert total([]) == Charge()
+    assert heaviest(DAY, [], around=START) == Charge()
+
+
+def test_windows_left_is_known_at_once_for_minutes_and_years() -> None:
+    """A year of minutes is counted without stepping: `status` must not hang (tried: one check a window, hours)."""
+    budget = Budget(rho=Fraction(10), delta=Fraction(0), horizon=timedelta(days=365))
+    start, minute = datetime(2024, 1, 1, tzinfo=UTC), timedelta(minutes=10)
+    assert windows_left(budget, [], charge=Charge(rho=Fraction(1, 100)), start=start, every=minute) == 1000
+    assert windows_left(budget, [], charge=Charge(rho=Fraction(1, 10**6)), start=start, every=minute) is None
+
+
+def test_a_charge_beyond_the_horizon_counts_against_for_ever() -> None:
+    """Windows that run into another plan's later charges do run out, and not a horizon too early."""
+    budget = Budget(rho=Fraction(10), delta=Fraction(0), horizon=timedelta(days=10))
+    start, day = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)
+    later = [Entry(window_start=start + timedelta(days=30), charge=Charge(rho=Fraction(5)))]
+    assert windows_left(budget, [], charge=Charge(rho=Fraction(1)), start=start, every=day) is None
+    assert windows_left(budget, later, charge=Charge(rho=Fraction(1)), start=start, every=day) == 26

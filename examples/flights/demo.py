@@ -94,7 +94,7 @@ def _show_table(console: Console, client: Client, agents: list[Path]) -> None:
     assert clip is not None, "a mean has a grid"
     mean = (pl.col("delay_sum") / pl.col("delay_count") + clip.centre) * clip.resolution
     exact = {row["carrier"]: row for row in truth.with_columns(mean.alias("delay")).to_dicts()}
-    title = "2013 by carrier, with 95 % noise intervals (truth, bounded: only a demo may show it)"
+    title = "2013 by carrier, 95 % noise intervals; truth (bounded) only a demo may show"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True, min_width=5)
     metrics = {"departures": "departures", "aircraft": "aircraft", "delay": "mean delay, min"}
@@ -154,7 +154,7 @@ def _show_bytes(console: Console, shipped: int) -> None:
     ndjson, parquet = central_bytes(HOME / "events")
     console.rule("what left the sites")
     console.print(
-        f"{shipped:,} bytes of noisy summaries. The same events, with only the plan's columns, would take\n"
+        f"{shipped:,} bytes of noisy summaries. The same events, only the plan's columns, would take\n"
         f"{ndjson:,} bytes as NDJSON with zstd ({ndjson / shipped:.1f} times as much), and\n"
         f"{parquet:,} bytes as Parquet with zstd ({parquet / shipped:.1f} times as much).\n"
         "Summaries do not grow with the events."

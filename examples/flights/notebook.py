@@ -21,6 +21,8 @@ def main() -> None:
     with collector(config) as address:
         print(f"the demo's store answers at {address}")
         command = [sys.executable, "-m", "jupyterlab", str(NOTEBOOK)]
+        if os.geteuid() == 0:  # in a container; Jupyter wants to be told that this is meant
+            command.append("--allow-root")
         subprocess.run(command, env=os.environ | {"COLLECTOR": address}, check=False)
 
 

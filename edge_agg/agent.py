@@ -15,10 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
-
+from edge_agg.clock import wait_first
 from edge_agg.config import horizon_of, span_of
-from edge_agg.contract.codec import to_us
 from edge_agg.contract.grid import window_of
 from edge_agg.ingest.file import FileSource
 from edge_agg.ingest.source import Part
@@ -44,7 +42,6 @@ FUTURE = timedelta(days=1)
 """Rows that claim to be from later than this are dropped: a wrong clock somewhere must not open windows ahead."""
 POLL_S = 5.0
 """How often a live agent looks for new files and for windows that are due, seconds."""
-_NO_TIME = -(2**63)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,11 +101,8 @@ class Agent:
             while not stop.is_set():
                 await self._read_sources()
                 await self._close_until(lambda _: self.clock.now())
-                done, _ = await asyncio.wait(
-                    [sender, asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self.clock.wait(POLL_S))],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if sender in done:
+                await wait_first(stop.wait(), self.clock.wait(POLL_S))
+                if sender.done():
                     break
         finally:
             stop.set()
@@ -129,14 +123,13 @@ class Agent:
         for source in self.sources:
             skip = self._read.setdefault(source.name, self._parts_done(source.name))
             frames = source.frames(self.columns, skip=skip)
-            latest, counts = _NO_TIME, Counter[str]()
+            rejected = 0
             while (frame := await asyncio.to_thread(self._take, frames)) is not None:
-                counts["rejected"] += frame.rejected
-                latest = max(latest, self._latest(frame))
+                rejected += frame.rejected
                 if frame.last:
-                    self._note_part(source.name, frame.part, latest)
-                    self.series[0].counts.update(counts)
-                    latest, counts = _NO_TIME, Counter[str]()
+                    self._note_part(source.name, frame.part, end)
+                    self.series[0].counts["rejected"] += rejected
+                    rejected = 0
 
     def _take(self, frames: Iterator[Frame]) -> Frame | None:
         """Read one frame into every series; off the event loop, because reading and bounding release the GIL."""
@@ -146,19 +139,14 @@ class Agent:
                 series.add(frame.batch)
         return frame
 
-    def _latest(self, frame: Frame) -> int:
-        times = {series.measurement.plan.events.time for series in self.series}
-        found = [pc.max(frame.batch.column(time)).as_py() for time in times]
-        return max((to_us(moment) for moment in found if moment is not None), default=_NO_TIME)
-
     def _parts_done(self, source: str) -> set[Part]:
         done = self.journal.positions_within(source, [series.closed_before for series in self.series])
         return {Part(path=p.path, size=p.size, mtime_ns=p.mtime_ns) for p in done}
 
-    def _note_part(self, source: str, part: Part, latest_us: int) -> None:
+    def _note_part(self, source: str, part: Part, reach: datetime) -> None:
         self._read[source].add(part)
         self._positions.append(
-            Position(source=source, path=part.path, size=part.size, mtime_ns=part.mtime_ns, latest_us=latest_us)
+            Position(source=source, path=part.path, size=part.size, mtime_ns=part.mtime_ns, reach=reach)
         )
         emit(Event.PART_READ, source=source, parts=len(self._read[source]))
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 
 class Clock(Protocol):
@@ -17,6 +20,16 @@ class Clock(Protocol):
     async def wait(self, seconds: float) -> None:
         """Come back after that many seconds."""
         ...
+
+
+async def wait_first(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Come back when the first is over; the others are called off."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class SystemClock:

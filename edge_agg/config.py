@@ -19,6 +19,7 @@ from edge_agg.errors import ConfigInvalid
 if TYPE_CHECKING:
     from pathlib import Path
 
+_DAY = timedelta(days=1)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -170,6 +171,10 @@ def _rules(config: Config, plans: list[Plan]) -> list[tuple[str, bool, str]]:
             "letters, digits and _.- only, 63 at most",
         ),
         ("$.collector.url", is_loopback(config.collector.url), "without TLS only a loopback address is taken"),
+        *(
+            (f"$.collector.{name}", 0 < getattr(config.collector, name) <= 3600, "must lie in 0 .. 3600 seconds")
+            for name in ("deadline_s", "retry_first_s", "retry_limit_s")
+        ),
         ("$.collector.batch", 1 <= config.collector.batch <= 64, "must lie in 1 .. 64"),
         ("$.account", len(accounts) == len(config.account), "two accounts have one name"),
         ("$.source", len(config.source) > 0, "an agent has at least one source"),
@@ -195,14 +200,15 @@ def _rules(config: Config, plans: list[Plan]) -> list[tuple[str, bool, str]]:
 def _account_rules(path: str, account: AccountTable) -> list[tuple[str, bool, str]]:
     try:
         horizon: timedelta | None = horizon_of(account)
-    except ValueError:
+    except (ValueError, OverflowError):
         horizon = None
     return [
+        (f"{path}.name", _NAME.fullmatch(account.name) is not None, "letters, digits and _.- only, 63 at most"),
         (f"{path}.epsilon", 0 < account.epsilon <= 1000, "must lie in 0 .. 1000"),
         (f"{path}.delta", 0 < account.delta < 1, "must lie between 0 and 1"),
         (
             f"{path}.horizon",
-            horizon is not None and horizon >= timedelta(days=1),
-            "must be a duration of a day or more",
+            horizon is not None and _DAY <= horizon <= 36_525 * _DAY,
+            "must lie in 1d .. 36525d",
         ),
     ]

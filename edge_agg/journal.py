@@ -15,16 +15,15 @@ the journal is finished (JournalFailed): the process ends, and a retried fsync c
 | plan | a plan that was ever charged, as written, so that an auditor can recompute |
 | charge | one attempt at one window (T1) |
 | release | one sealed release (T2); its payload goes once it is acked (T3) |
-| part | one file that was read to its end, and its latest event time |
+| part | one file that was read to its end, and how far its rows can reach |
 | local_count | what the agent knows about its own data; it stays on the device |
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
@@ -36,6 +35,7 @@ from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.release import Charge, Link, Sealed, Status
 from edge_agg.errors import JournalFailed
 from edge_agg.failpoint import failpoint
+from edge_agg.lock import FolderLock
 from edge_agg.privacy.ledger import Entry, total
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ CREATE TABLE release (
 CREATE INDEX release_waiting ON release (seq) WHERE state = 'sealed';
 CREATE TABLE part (
   source TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-  latest_us INTEGER NOT NULL, PRIMARY KEY (source, path)) STRICT;
+  reach_us INTEGER NOT NULL, PRIMARY KEY (source, path)) STRICT;
 CREATE TABLE local_count (name TEXT PRIMARY KEY, n INTEGER NOT NULL) STRICT;
 """
 
@@ -85,14 +85,15 @@ class Parked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """A part of a source that was read to its end, and how far in event time it reaches."""
+    """A part of a source that was read to its end, and how far in event time its rows can reach."""
 
     source: str
     path: str
     size: int
     mtime_ns: int
-    latest_us: int
-    """The latest event time in it; it stays on the device."""
+    reach: datetime
+    """No row of it at or after this moment was taken: a public bound (the clock's, or the history's end), so that which
+    parts are opened again after a restart says nothing about their rows."""
 
 
 class Journal:
@@ -110,7 +111,8 @@ class Journal:
         """The agent's name."""
         self.created = created
         """When this file was created: an agent on live data has no windows before it."""
-        self._locks: list[int] = []
+        self._lock: FolderLock | None = None
+        self._failed = False
 
     @classmethod
     def open(cls, folder: Path, agent: str, *, now: datetime) -> Self:
@@ -119,9 +121,9 @@ class Journal:
         Raises:
             JournalFailed: the disk refused, or the journal is another agent's or a newer version's.
         """
-        with _as_journal_failed():
+        with ExitStack() as undo, _as_journal_failed():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = _lock(folder)
+            lock = undo.enter_context(FolderLock(folder))
             os.close(os.open(folder / "journal.sqlite", os.O_CREAT | os.O_RDWR, 0o600))
             db = apsw.Connection(str(folder / "journal.sqlite"))
             db.set_busy_timeout(2000)
@@ -135,8 +137,11 @@ class Journal:
                         (secrets.token_hex(16), secrets.token_bytes(32), agent, to_us(now)),
                     )
                     db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        journal = cls._checked(db, agent)
-        journal.hold(lock)
+            for place in (folder, folder.parent):
+                _sync(place)
+            journal = cls._checked(db, agent)
+            journal.hold(lock)
+            undo.pop_all()
         return journal
 
     @classmethod
@@ -163,17 +168,17 @@ class Journal:
             raise JournalFailed("the journal in this folder belongs to another agent")
         return cls(db, incarnation, secret, owner, from_us(created_us))
 
-    def hold(self, lock: int) -> None:
-        """Keep a lock's descriptor open as long as the journal is."""
-        self._locks.append(lock)
+    def hold(self, lock: FolderLock) -> None:
+        """Keep a folder's lock as long as the journal is open."""
+        self._lock = lock
 
     def close(self) -> None:
         """Close the file, then let go of the folder."""
         with _as_journal_failed():
             self._db.close()
-        for lock in self._locks:
-            os.close(lock)
-        self._locks.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     # What was charged (T1)
 
@@ -185,7 +190,7 @@ class Journal:
         The caller has checked that there is room; one process, one thread, so nothing comes between.
         """
         failpoint("before_charge")
-        with _as_journal_failed(), self._db:
+        with self._guarded(), self._db:
             self._db.execute("INSERT OR IGNORE INTO plan VALUES (?, ?, ?)", (plan_hash, name, text))
             self._db.execute(
                 "INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?)",
@@ -257,7 +262,7 @@ class Journal:
             positions: the parts that were read to their end since the last call.
             local_counts: what to add to the device's own counts.
         """
-        with _as_journal_failed(), self._db:
+        with self._guarded(), self._db:
             start, end = window
             self._db.execute(
                 "INSERT INTO release VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'sealed', NULL)",
@@ -269,13 +274,13 @@ class Journal:
 
     def note(self, positions: Sequence[Position], local_counts: Mapping[str, int]) -> None:
         """Keep positions and local counts where no window was due."""
-        with _as_journal_failed(), self._db:
+        with self._guarded(), self._db:
             self._note(positions, local_counts)
 
     def _note(self, positions: Sequence[Position], local_counts: Mapping[str, int]) -> None:
         self._db.executemany(
             "INSERT OR REPLACE INTO part VALUES (?, ?, ?, ?, ?)",
-            [(p.source, p.path, p.size, p.mtime_ns, p.latest_us) for p in positions],
+            [(p.source, p.path, p.size, p.mtime_ns, to_us(p.reach)) for p in positions],
         )
         self._db.executemany(
             "INSERT INTO local_count VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
@@ -293,10 +298,10 @@ class Journal:
             return []
         least = min(to_us(moment) for moment in closed_before if moment is not None)
         rows = self._all(
-            "SELECT path, size, mtime_ns, latest_us FROM part WHERE source=? AND latest_us<?", source, least
+            "SELECT path, size, mtime_ns, reach_us FROM part WHERE source=? AND reach_us<=?", source, least
         )
         return [
-            Position(source=source, path=path, size=size, mtime_ns=mtime, latest_us=us)
+            Position(source=source, path=path, size=size, mtime_ns=mtime, reach=from_us(us))
             for path, size, mtime, us in rows
         ]
 
@@ -318,7 +323,7 @@ class Journal:
 
     def settle(self, *, acked: Sequence[int], parked: Sequence[tuple[int, Refusal]]) -> None:
         """T3: acked releases give up their payload; parked ones keep it and say why."""
-        with _as_journal_failed(), self._db:
+        with self._guarded(), self._db:
             self._db.executemany(
                 "UPDATE release SET state='acked', payload=NULL WHERE seq=?", [(seq,) for seq in acked]
             )
@@ -354,40 +359,33 @@ class Journal:
         return dict(self._all("SELECT name, n FROM local_count ORDER BY name"))
 
     def _all(self, query: str, *values: Any) -> list[Any]:
-        with _as_journal_failed():
+        with self._guarded():
             return list(self._db.execute(query, values))
 
     def _one(self, query: str, *values: Any) -> Any:
-        with _as_journal_failed():
+        with self._guarded():
             return self._db.execute(query, values).get
 
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Let one thing be done; after the first error nothing more is, whatever the disk says by then."""
+        if self._failed:
+            raise JournalFailed("the journal has failed: look at the disk, then start again")
+        try:
+            with _as_journal_failed():
+                yield
+        except JournalFailed:
+            self._failed = True
+            raise
 
-def _lock(folder: Path) -> int:
-    """Keep a second agent out of the folder for as long as this process holds the descriptor."""
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise JournalFailed("another agent runs on this folder") from None
-    os.truncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
-    return lock
 
-
-def running(folder: Path) -> int | None:
-    """The process id of the agent that runs on a folder, or None."""
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable; SQLite syncs what is in its files."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return int(os.read(lock, 20) or 0) or None
+        os.fsync(descriptor)
     finally:
-        os.close(lock)
-    return None
+        os.close(descriptor)
 
 
 def _charge(rho: str, delta: str) -> Charge:

@@ -22,7 +22,8 @@ from edge_agg.contract.cells import n_cells
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.plan import plan_hash
 from edge_agg.errors import ConfigInvalid
-from edge_agg.journal import Journal, running
+from edge_agg.journal import Journal
+from edge_agg.lock import holder
 from edge_agg.privacy.ledger import heaviest, windows_left
 from edge_agg.privacy.measurement import Measurement, compile_plan
 from edge_agg.privacy.statement import budget_of, loss, period, predict, rounded_up, state
@@ -70,7 +71,7 @@ def status(path: Path) -> None:
     config, plans = load(path)
     folder = Path(config.agent.state)
     journal = Journal.read(folder, config.agent.name)
-    pid = running(folder)
+    pid = holder(folder)
     memory = "" if pid is None else f", {_resident_mb(pid)} MB of memory"
     console.print(
         f"[bold]{config.agent.name}[/]  " + ("not running" if pid is None else f"running (pid {pid}{memory})")

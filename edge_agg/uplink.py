@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import grpc
 import grpc.aio
 
+from edge_agg.clock import wait_first
 from edge_agg.contract.refusal import PUSHBACK_KEY, RULES, Refusal
 from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.contract.v1 import collector_pb2_grpc, release_pb2
@@ -21,7 +22,7 @@ from edge_agg.failpoint import failpoint
 from edge_agg.telemetry import Event, emit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
     from edge_agg.clock import Clock
@@ -132,6 +133,7 @@ class Uplink:
     _held: dict[int, datetime] = field(default_factory=dict)
     _failures: int = 0
     _limit: int | None = None
+    _stop: asyncio.Event | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -144,11 +146,12 @@ class Uplink:
         return len(self._held)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send for as long as the agent lives."""
+        """Send for as long as the agent lives; setting `stop` also ends a back-off."""
+        self._stop = stop
         while not stop.is_set():
             self._wake.clear()
             if await self.send_once() == "idle":
-                await _first_of(self._wake.wait(), stop.wait(), self.clock.wait(HOLD_S))
+                await wait_first(self._wake.wait(), stop.wait(), self.clock.wait(HOLD_S))
 
     async def wait_drained(self, patience_s: float) -> bool:
         """Send until nothing waits, or until nothing was acked for `patience_s` seconds.
@@ -156,7 +159,7 @@ class Uplink:
         Returns:
             Whether everything was acked or parked.
         """
-        last = self.clock.now()
+        self._stop, last = None, self.clock.now()
         while self.journal.unacked():
             outcome = await self.send_once()
             if outcome == "progress":
@@ -228,23 +231,16 @@ class Uplink:
         retry_s = self._backoff() if failed.pushback_s is None else failed.pushback_s * (1 + self.jitter())
         self._failures += 1
         emit(Event.SEND_FAILED, status=failed.status, retry_s=round(retry_s, 3))
-        await self.clock.wait(retry_s)
+        if self._stop is None:
+            await self.clock.wait(retry_s)
+        else:
+            await wait_first(self.clock.wait(retry_s), self._stop.wait())
         return "failed"
 
     def _backoff(self) -> float:
         """Exponential with full jitter, so that a fleet does not come back all at once."""
         ceiling = min(self.retry_limit_s, self.retry_first_s * 2.0 ** min(self._failures, 30))
         return ceiling * (0.1 + 0.9 * self.jitter())
-
-
-async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
-    """Come back when the first is over; the others are called off."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _refusal(code: str) -> Refusal:

@@ -8,14 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_agg.contract.plan import Plan, parse_plan
 from edge_agg.contract.release import Charge, Mechanism
 from edge_agg.privacy import noise, statement
 from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.statement import TYPICAL_ROWS, budget_of, loss, period, predict, state
+from edge_agg.privacy.statement import TYPICAL_ROWS, budget_of, loss, period, predict, rounded_up, state
 from tests.fakes import COUNT, MEAN, SUM, small_plan_text
 
 YEAR = timedelta(days=365)
@@ -77,6 +77,7 @@ def test_no_more_windows_than_the_budget_admits() -> None:
     assert said.horizon_person.epsilon <= 5.0
 
 
+@settings(max_examples=8)  # each example searches a budget anew, about 0.1 s
 @given(st.floats(0.01, 50.0), st.sampled_from([1e-9, 1e-6, 1e-5]))
 def test_a_budget_never_admits_more_than_its_epsilon(epsilon: float, delta: float) -> None:
     """Guarantee: rho is rounded down, so its epsilon is no more than what was written, and all but that."""
@@ -91,11 +92,15 @@ def test_a_pure_plan_says_its_pure_epsilon() -> None:
     measurement = compile_plan(plan_of(COUNT, MEAN, mechanism="laplace"))
     said = state(measurement, budget_of(epsilon=1e3, delta=1e-5, horizon=YEAR), 1e-5)
     spent = sum(Fraction(spec.loss) for spec in measurement.specs)
+    assert said.window_site.pure is not None
     assert said.window_site.pure == pytest.approx(float(spent))
     assert said.window_site.pure <= 2.0
     assert said.window_person.pure == pytest.approx(3 * float(spent))
     assert measurement.charge.rho >= spent**2 / 2
-    assert state(compile_plan(plan_of(COUNT)), budget_of(epsilon=1.0, delta=1e-5, horizon=YEAR), 1e-5).window_site.pure is None
+    assert (
+        state(compile_plan(plan_of(COUNT)), budget_of(epsilon=1.0, delta=1e-5, horizon=YEAR), 1e-5).window_site.pure
+        is None
+    )
 
 
 def test_nothing_spent_is_nothing_lost() -> None:
@@ -142,3 +147,29 @@ def test_periods_in_words() -> None:
     """As people say them."""
     lengths = [timedelta(hours=1), timedelta(days=1), timedelta(days=7), timedelta(minutes=90)]
     assert [period(length) for length in lengths] == ["hourly", "daily", "weekly", "1.5-hour"]
+
+
+@given(st.floats(0, 1e4))
+@example(2.0)
+@example(2.0000000005)
+@example(0.0004)
+def test_no_epsilon_is_shown_smaller_than_it_is(epsilon: float) -> None:
+    """Guarantee: three decimals, rounded up (within the millionth that its docstring grants), by less than 0.001."""
+    shown = Fraction(rounded_up(epsilon))
+    assert (
+        Fraction(epsilon) - Fraction(1, 10**6) * (1 + Fraction(1, 10**3))
+        <= shown
+        < Fraction(epsilon) + Fraction(1, 1000)
+    )
+
+
+def test_rounding_to_the_nearest_would_be_caught() -> None:
+    """Mutant: 2.0004 shown as 2.000."""
+    assert rounded_up(2.0004) == "2.001" != f"{2.0004:.3f}"
+
+
+def test_a_loss_is_spelled_out() -> None:
+    """Both epsilons of a pure plan are shown, and the delta."""
+    words = str(loss(Charge(rho=Fraction(1, 8)), 1e-5, pure=0.5))
+    assert words.startswith("epsilon 0.500 (pure); epsilon ")
+    assert words.endswith(" at delta 1e-05")

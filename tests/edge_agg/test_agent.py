@@ -1,0 +1,504 @@
+"""The agent as a whole: files in, releases out, and on neighbouring data the same bytes, events and exit."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import apsw
+import pytest
+
+from edge_agg import failpoint, telemetry
+from edge_agg.agent import FUTURE, POLL_S, Agent, build
+from edge_agg.config import load
+from edge_agg.contract.release import Status
+from edge_agg.errors import JournalFailed, SourceUnreadable
+from edge_agg.ingest.file import FileSource
+from edge_agg.journal import Journal
+from edge_agg.privacy import noise
+from edge_agg.series import Series
+from edge_agg.telemetry import Event
+from tests.fakes import (
+    COUNT,
+    DAY,
+    DROP_REQUEST,
+    MEAN,
+    MONDAY,
+    SUM,
+    WEEK,
+    FakeClock,
+    FakeCollector,
+    Row,
+    frozen_noise,
+    settle,
+    small_plan_text,
+    unavailable,
+    write_config,
+    write_events,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+LATER = MONDAY + 52 * WEEK
+"""When the tests run, where the past is read."""
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def _frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mechanisms answer the same whatever the data; the tests here are about all the rest."""
+    monkeypatch.setattr(noise, "draw", frozen_noise)
+
+
+def recorder(seen: list[list[int]]) -> Callable[..., Any]:
+    """A draw that adds nothing and notes what it was given."""
+
+    def draw(mechanism: Any, scale: float, exact: Any) -> Any:
+        seen.append(exact.tolist())
+        return exact
+
+    return draw
+
+
+def with_agent(
+    config: Path, work: Callable[[Agent], Awaitable[Any]], *, wire: FakeCollector, clock: FakeClock | None = None
+) -> Any:
+    """Build an agent, do something with it, and let go of its folder."""
+    loaded, plans = load(config)
+
+    async def live() -> Any:
+        built = build(loaded, plans, clock=clock or FakeClock(LATER), wire=wire)
+        try:
+            return await work(built)
+        finally:
+            built.journal.close()
+
+    return asyncio.run(live())
+
+
+def drain(config: Path, wire: FakeCollector, clock: FakeClock | None = None, *, patience_s: float = 5.0) -> bool:
+    """Run the agent once, as `run --drain` does."""
+    return bool(with_agent(config, lambda agent: agent.drain(patience_s), wire=wire, clock=clock))
+
+
+def test_a_drain_releases_every_window_of_the_history(tmp_path: Path) -> None:
+    """Guarantee: with a public span, which windows exist is public: all of it, also where there are no rows."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY + WEEK)])
+    wire = FakeCollector()
+    assert drain(write_config(tmp_path), wire)
+    assert wire.windows == [MONDAY + i * WEEK for i in range(4)]
+    assert {release.status for release in wire.releases} == {Status.RELEASED}
+
+
+def test_without_a_history_the_data_says_which_windows_there_are(tmp_path: Path) -> None:
+    """Not protected, and said by `check`: from the first window with rows to the last, the empty ones between."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY + WEEK), Row(t=MONDAY + 3 * WEEK)])
+    wire = FakeCollector()
+    assert drain(write_config(tmp_path, history=None), wire)
+    assert wire.windows == [MONDAY + i * WEEK for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("history", [None, ("2013-01-07", "2013-02-04")])
+def test_a_second_drain_sends_nothing(tmp_path: Path, history: tuple[str, str] | None) -> None:
+    """Guarantee: what was released is neither drawn nor sent again."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path, history=history), FakeCollector()
+    assert drain(config, wire)
+    sent = len(wire.requests)
+    assert drain(config, wire)
+    assert len(wire.requests) == sent
+
+
+def test_a_new_file_brings_only_new_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: late rows of a new file stay out, and so do the rows of old files.
+
+    Without a history every file is opened again: which ones were would tell of their rows (A4).
+    """
+    seen: list[list[int]] = []
+    monkeypatch.setattr(noise, "draw", recorder(seen))
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path, history=None), FakeCollector()
+    assert drain(config, wire)
+    write_events(tmp_path / "events" / "b.parquet", [Row(u="late"), Row(u="2", t=MONDAY + WEEK, k="b")])
+    opened: list[str] = []
+    honest = FileSource._part_frames
+
+    def spy(self: FileSource, part: Any, columns: Any) -> Any:
+        opened.append(part.path.rpartition("/")[2])
+        return honest(self, part, columns)
+
+    monkeypatch.setattr(FileSource, "_part_frames", spy)
+    assert drain(config, wire)
+    assert opened == ["a.parquet", "b.parquet"]
+    assert wire.windows == [MONDAY, MONDAY + WEEK]
+    assert seen == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_a_part_with_rows_of_an_open_window_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: what was read and not released is not forgotten over a restart, nor counted twice."""
+    seen: list[list[int]] = []
+    monkeypatch.setattr(noise, "draw", recorder(seen))
+    write_events(tmp_path / "events" / "a.parquet", [Row(), Row(u="2", t=MONDAY + WEEK)])
+    config, wire = write_config(tmp_path), FakeCollector()
+
+    async def first_window(agent: Agent) -> None:
+        agent._begin()
+        await agent._read_sources()
+        await agent._close_until(lambda _: MONDAY + WEEK + HOUR)
+        await agent._read_sources()
+
+    with_agent(config, first_window, wire=wire)
+    assert drain(config, wire)
+    assert seen == [[1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert wire.windows == [MONDAY + i * WEEK for i in range(4)]
+
+
+def test_one_source_is_read_once_for_all_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: two plans over one source see the same rows out of one reading, and spend by window, then config."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config = write_config(tmp_path, small_plan_text(name="one"), small_plan_text(COUNT, SUM, name="two"))
+    reads: list[object] = []
+    honest = FileSource.frames
+
+    def counted(self: FileSource, columns: Any, **more: Any) -> Any:
+        reads.append(self)
+        return honest(self, columns, **more)
+
+    monkeypatch.setattr(FileSource, "frames", counted)
+    wire = FakeCollector()
+    assert drain(config, wire)
+    assert len(reads) == 1
+    assert [(r.window_start, r.plan) for r in wire.releases] == [
+        (MONDAY + i * WEEK, plan) for i in range(4) for plan in ("one", "two")
+    ]
+
+
+def test_bad_rows_are_counted_on_the_device_alone(tmp_path: Path, said: list[tuple[Event, dict[str, Any]]]) -> None:
+    """Guarantee (A7): values of the wrong type are skipped and counted locally; nothing about them is said."""
+    events = tmp_path / "events"
+    events.mkdir()
+    good = '{"t":"2013-01-08T00:00:00Z","u":"1","k":"a","x":1.5}'
+    bad = ['{"t":"yesterday-7777777","u":"1","k":"a","x":1}', '{"t":"2013-01-08","u":"1","k":"a","x":"7777777x"}']
+    (events / "a.ndjson").write_text("\n".join([good, *bad, good]))
+    config, wire = write_config(tmp_path), FakeCollector()
+    config.write_text(config.read_text().replace("*.parquet", "*.ndjson"))
+    counts: dict[str, int] = {}
+
+    async def work(agent: Agent) -> bool:
+        drained = await agent.drain(5.0)
+        counts.update(agent.journal.local_counts())
+        return drained
+
+    assert with_agent(config, work, wire=wire)
+    assert counts == {"rejected": 2}
+    assert "7777777" not in repr(said) + repr(wire.requests)
+
+
+def test_a_drain_that_cannot_send_says_so_and_loses_nothing(tmp_path: Path) -> None:
+    """Guarantee (A11): False, and the next run sends what was sealed."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path), FakeCollector()
+    wire.faults.extend([DROP_REQUEST] * 1000)
+    assert drain(config, wire, FakeClock(LATER, jumps=True)) is False
+    assert wire.releases == []
+    first = wire.requests[-1]
+    wire.faults.clear()
+    wire.requests.clear()
+    assert drain(config, wire)
+    assert wire.requests[0] == first
+    assert len(wire.releases) == 4
+
+
+def test_no_source_stops_the_agent_before_anything_is_charged(tmp_path: Path) -> None:
+    """Guarantee: fail fast: no file, no window, no charge."""
+    config, wire = write_config(tmp_path), FakeCollector()
+
+    async def work(agent: Agent) -> None:
+        with pytest.raises(SourceUnreadable):
+            await agent.drain(5.0)
+        assert agent.journal.entries("people") == []
+
+    with_agent(config, work, wire=wire)
+
+
+def test_rows_from_the_future_open_no_windows_ahead(tmp_path: Path) -> None:
+    """Guarantee: a wrong clock somewhere is not worth a release: later than a day from now is dropped."""
+    now = MONDAY + 3 * DAY
+    write_events(tmp_path / "events" / "a.parquet", [Row(), Row(u="9", t=now + FUTURE), Row(u="9", t=LATER)])
+    wire = FakeCollector()
+    assert drain(write_config(tmp_path, history=None), wire, FakeClock(now))
+    assert wire.windows == [MONDAY]
+
+
+def test_an_agent_that_boots_in_1970_releases_nothing(tmp_path: Path) -> None:
+    """Guarantee (A9): before the clock is right there is nothing to release, and nothing is removed."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path, history=None), FakeCollector()
+    assert drain(config, wire, FakeClock(datetime(1970, 1, 1, tzinfo=UTC)))
+    assert wire.releases == []
+    assert drain(config, wire)
+    assert wire.windows == [MONDAY]
+
+
+# Live
+
+
+class Live:
+    """A live agent under a virtual clock."""
+
+    def __init__(self, agent: Agent, clock: FakeClock) -> None:
+        self.agent, self.clock = agent, clock
+        self.stop = asyncio.Event()
+        self.task = asyncio.create_task(agent.run(self.stop))
+
+    async def pass_time(self, by: timedelta = timedelta(seconds=POLL_S)) -> None:
+        """Let time pass, and the agent act on it."""
+        await self.clock.advance(by)
+        for _ in range(20):  # reading happens in a thread: give it real time, and the loop its turns
+            await asyncio.sleep(0.002)
+            await settle(5)
+
+    async def end(self) -> None:
+        """Stop."""
+        self.stop.set()
+        await asyncio.wait_for(self.task, 10)
+
+
+def live(config: Path, wire: FakeCollector, clock: FakeClock, work: Callable[[Live], Awaitable[None]]) -> None:
+    """Do something with a live agent."""
+
+    async def run(agent: Agent) -> None:
+        running = Live(agent, clock)
+        try:
+            await running.pass_time()
+            await work(running)
+        finally:
+            await running.end()
+
+    with_agent(config, run, wire=wire, clock=clock)
+
+
+def daily(tmp_path: Path) -> Path:
+    """The config of a live agent with windows of a day."""
+    return write_config(tmp_path, small_plan_text(every="1d", lateness="1h"), history=None)
+
+
+def test_a_live_window_closes_when_the_clock_is_past_its_end_and_lateness(tmp_path: Path) -> None:
+    """Guarantee: not a poll earlier, whatever times the rows claim; empty windows close too."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY + 7 * HOUR), Row(t=MONDAY + 30 * HOUR)])
+    wire, clock = FakeCollector(), FakeClock(MONDAY + 6 * HOUR)
+
+    async def work(running: Live) -> None:
+        await running.pass_time(MONDAY + DAY + HOUR - clock.now() - timedelta(seconds=1))
+        assert wire.windows == []
+        await running.pass_time()
+        assert wire.windows == [MONDAY]
+        await running.pass_time(3 * DAY)
+        assert wire.windows == [MONDAY + i * DAY for i in range(4)]
+
+    live(daily(tmp_path), wire, clock, work)
+
+
+def test_a_live_agent_has_no_windows_before_it_was_created(tmp_path: Path) -> None:
+    """Guarantee: the first window is the one that the journal was created in, not one that a row names."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY - 40 * DAY), Row(t=MONDAY)])
+    wire, clock = FakeCollector(), FakeClock(MONDAY + HOUR)
+
+    async def work(running: Live) -> None:
+        await running.pass_time(2 * DAY - HOUR)
+        assert wire.windows == [MONDAY]
+
+    live(daily(tmp_path), wire, clock, work)
+    clock.time += DAY
+    live(daily(tmp_path), wire, clock, work=_nothing)
+    assert wire.windows == [MONDAY, MONDAY + DAY]
+
+
+async def _nothing(_: Live) -> None:
+    """Only live and end."""
+
+
+@pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY])
+def test_a_clock_that_jumps_releases_no_window_twice(tmp_path: Path, jump: timedelta) -> None:
+    """Guarantee (A9): windows are numbered against the stored high-water mark."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY)])
+    wire, clock = FakeCollector(), FakeClock(MONDAY + HOUR)
+
+    async def work(running: Live) -> None:
+        await running.pass_time(3 * DAY)
+        clock.time += jump
+        await running.pass_time()
+        clock.time -= jump
+        await running.pass_time()
+        await running.pass_time(DAY)
+
+    live(daily(tmp_path), wire, clock, work)
+    keys = [key for key, _ in wire.presented]
+    assert len(set(keys)) == len(keys)
+    assert wire.windows == [MONDAY + i * DAY for i in range(len(keys))]
+
+
+def test_a_live_agent_finds_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What arrives while it runs is in its window."""
+    seen: list[list[int]] = []
+    monkeypatch.setattr(noise, "draw", recorder(seen))
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY)])
+    wire, clock = FakeCollector(), FakeClock(MONDAY + HOUR)
+
+    async def work(running: Live) -> None:
+        write_events(tmp_path / "events" / "b.parquet", [Row(u="2", t=MONDAY + HOUR)])
+        await running.pass_time()
+        await running.pass_time(2 * DAY - 2 * HOUR)
+
+    live(daily(tmp_path), wire, clock, work)
+    assert seen == [[2, 0, 0]]
+
+
+def test_a_live_agent_does_not_grow_while_it_idles(tmp_path: Path) -> None:
+    """Guarantee (A12): polling leaves no tasks behind."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY)])
+
+    async def work(running: Live) -> None:
+        before = len(asyncio.all_tasks())
+        for _ in range(20):
+            await running.pass_time()
+        assert len(asyncio.all_tasks()) <= before + 2
+
+    live(daily(tmp_path), FakeCollector(), FakeClock(MONDAY + HOUR), work)
+
+
+def test_a_failed_journal_stops_a_drain_before_the_next_charge(tmp_path: Path) -> None:
+    """Guarantee (A2): once an ack could not be stored, nothing more is charged or drawn."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path, history=("2013-01-07", "2013-12-30")), FakeCollector()
+
+    async def work(agent: Agent) -> None:
+        def armed(name: str) -> None:
+            if name == "ack_uncommitted":
+                raise apsw.IOError
+
+        failpoint.armed = armed
+        with pytest.raises(JournalFailed):
+            await agent.drain(5.0)
+        failpoint.armed = None
+        agent.journal = Journal.read(tmp_path / "state", "node")
+        assert len(agent.journal.entries("people")) < 10
+
+    with_agent(config, work, wire=wire)
+
+
+# Record and replay: promise A4
+
+WEIRD = [
+    Row(u="X", t=MONDAY + 2 * DAY, k="a", x=float("nan")),
+    Row(u="X", t=MONDAY + 2 * DAY, k="no such key 7777777", x=float("inf")),
+    Row(u="X", t=MONDAY + 8 * DAY, k=None, x=-1e308),
+    Row(u="X", t=None, x=None),
+    Row(u="X", t=MONDAY - 300 * DAY),
+    Row(u="X", t=datetime(2190, 1, 1, tzinfo=UTC)),
+    Row(u="X", t=MONDAY + 27 * DAY, x=7_777_777.0),
+    *[Row(u="X", t=MONDAY + i * HOUR, k="ab"[i % 2]) for i in range(300)],
+]
+OTHERS = [Row(u=f"u{i % 5}", t=MONDAY + i * DAY, k="abz"[i % 3], x=float(i)) for i in range(26)]
+
+
+def record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: list[Row], *, history: bool = True, runs: int = 1
+) -> tuple[list[bytes], list[tuple[Event, dict[str, Any]]], list[bool]]:
+    """Run on some rows, in files of the same names; everything that leaves: requests, events, exit."""
+    home = tmp_path / name
+    write_events(home / "events" / "a.parquet", rows[: len(rows) // 2])
+    write_events(home / "events" / "b.parquet", rows[len(rows) // 2 :])
+    plans = small_plan_text(COUNT, name="one"), small_plan_text(COUNT, MEAN, SUM, name="two")
+    config = write_config(home, *plans, history=("2013-01-07", "2013-02-04") if history else None, epsilon=2.0)
+    wire = FakeCollector()
+    wire.faults.extend([unavailable(), DROP_REQUEST, "drop_response"])
+    heard: list[tuple[Event, dict[str, Any]]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(telemetry, "_watchers", [lambda event, fields: heard.append((event, fields))])
+        patch.setattr(secrets, "token_hex", lambda n: "ab" * n)
+        patch.setattr(secrets, "token_bytes", lambda n: b"s" * n)
+        patch.setattr("edge_agg.agent.random.random", lambda: 0.5)
+        exits = [drain(config, wire, FakeClock(LATER, jumps=True)) for _ in range(runs)]
+    said = [(event, {k: str(v).replace(str(home), "") for k, v in fields.items()}) for event, fields in heard]
+    return wire.requests, said, exits
+
+
+NEIGHBOURS = pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (OTHERS, OTHERS + WEIRD),
+        (OTHERS, WEIRD + OTHERS),
+        ([], WEIRD),
+        ([row for row in OTHERS if row.u != "u3"], OTHERS),
+    ],
+    ids=["weird unit last", "weird unit first", "only the weird unit", "an ordinary unit"],
+)
+
+
+@NEIGHBOURS
+def test_nothing_that_leaves_depends_on_one_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: list[Row], other: list[Row]
+) -> None:
+    """Guarantee (A4): with the mechanisms' answers frozen, D and D' give the same requests, events and exits.
+
+    It needs a [history]: without one, the first and last windows come from the data, and `check` says so. And it needs
+    the same files: how many there are, and that they can be read, is the operator's doing, not a unit's.
+    """
+    assert record(tmp_path, monkeypatch, "one", one) == record(tmp_path, monkeypatch, "other", other)
+
+
+@NEIGHBOURS
+def test_nothing_that_a_second_run_says_depends_on_one_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: list[Row], other: list[Row]
+) -> None:
+    """Guarantee (A4): also which files are opened again after a restart is not one unit's doing."""
+    first = record(tmp_path, monkeypatch, "one", one, runs=2)
+    assert first == record(tmp_path, monkeypatch, "other", other, runs=2)
+
+
+def test_the_replay_sees_a_history_taken_from_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: no [history]; the weird unit's times then say which windows there are."""
+    one = record(tmp_path, monkeypatch, "one", OTHERS, history=False)
+    assert one != record(tmp_path, monkeypatch, "other", OTHERS + WEIRD, history=False)
+
+
+def _logs_a_row_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Series.add
+
+    def add(self: Series, batch: Any) -> None:
+        telemetry.emit(Event.PART_READ, rows=batch.num_rows)
+        honest(self, batch)
+
+    monkeypatch.setattr(Series, "add", add)
+
+
+def _skips_empty_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Series.due
+    monkeypatch.setattr(Series, "due", lambda self, watermark: [s for s in honest(self, watermark) if s in self._open])
+
+
+def _moves_the_watermark_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Series.add
+
+    def add(self: Series, batch: Any) -> None:
+        honest(self, batch)
+        latest = max(self._open, default=None)
+        if latest is not None and (self.closed_before is None or latest > self.closed_before):
+            self.closed_before = latest
+
+    monkeypatch.setattr(Series, "add", add)
+
+
+@pytest.mark.parametrize("mutant", [_logs_a_row_count, _skips_empty_windows, _moves_the_watermark_by_events])
+def test_the_replay_sees_what_depends_on_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """Mutants: a row count in an event; no release for an empty window; a watermark that events move."""
+    mutant(monkeypatch)
+    few = [row for row in OTHERS if row.t is not None and row.t < MONDAY + WEEK]
+    assert record(tmp_path, monkeypatch, "one", few) != record(tmp_path, monkeypatch, "other", few + WEIRD)

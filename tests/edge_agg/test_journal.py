@@ -1,0 +1,447 @@
+"""The journal: three transactions, a chain without gaps, and nothing of it said out loud."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import traceback
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Self
+
+import apsw
+import pytest
+
+from edge_agg import failpoint
+from edge_agg.contract.plan import PlanHash
+from edge_agg.contract.refusal import Refusal
+from edge_agg.contract.release import Charge, Sealed, Status
+from edge_agg.errors import JournalFailed
+from edge_agg.journal import Journal, Position
+from edge_agg.lock import holder
+from tests.fakes import DAY, MONDAY, WEEK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from pathlib import Path
+
+PLAN = PlanHash(b"p" * 32)
+OTHER = PlanHash(b"q" * 32)
+CHARGE = Charge(rho=Fraction(1, 2**40), delta=Fraction(3, 2**80))
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+def crash_at(point: str) -> None:
+    """End the process, so to say, at a failpoint."""
+
+    def armed(name: str) -> None:
+        if name == point:
+            raise Crash
+
+    failpoint.armed = armed
+
+
+def charge(of: Journal, start: datetime = MONDAY, plan: PlanHash = PLAN, account: str = "people") -> None:
+    """T1."""
+    of.charge(account=account, plan_hash=plan, name="plan", text="{}", window_start=start, charge=CHARGE)
+
+
+def seal(of: Journal, start: datetime = MONDAY, plan: PlanHash = PLAN, *, size: int = 10, **more: Any) -> Sealed:
+    """T2, of any bytes."""
+    link = of.next_link()
+    header = f"header {link.seq} after {link.prev_hash.hex()}".encode()
+    sealed = Sealed(header=header, payload=b"x" * size, hash=hashlib.sha256(header).digest())
+    of.seal(
+        seq=link.seq,
+        plan_hash=plan,
+        window=(start, start + WEEK),
+        status=more.get("status", Status.RELEASED),
+        sealed=sealed,
+        positions=more.get("positions", ()),
+        local_counts=more.get("local_counts", {}),
+    )
+    return sealed
+
+
+def position(path: str, latest: datetime, source: str = "files") -> Position:
+    """A part that was read."""
+    return Position(source=source, path=path, size=10, mtime_ns=5, reach=latest)
+
+
+def reopened(of: Journal, folder: Path) -> Journal:
+    """The same folder after a restart."""
+    of.close()
+    return Journal.open(folder, "node", now=MONDAY + DAY)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the `journal` fixture."""
+    return tmp_path / "state"
+
+
+# T1
+
+
+def test_every_attempt_is_charged_exactly(journal: Journal) -> None:
+    """Guarantee: one charge row an attempt, exact rationals, added by window and by account."""
+    charge(journal)
+    charge(journal)
+    charge(journal, MONDAY + WEEK, OTHER)
+    charge(journal, MONDAY, OTHER, account="others")
+    assert journal.attempts(PLAN, MONDAY) == 2
+    assert journal.window_charge(PLAN, MONDAY) == CHARGE + CHARGE
+    assert journal.cumulative("people") == CHARGE + CHARGE + CHARGE
+    assert [entry.window_start for entry in journal.entries("people")] == [MONDAY, MONDAY, MONDAY + WEEK]
+    assert journal.cumulative("others") == journal.window_charge(OTHER, MONDAY) == CHARGE
+    assert journal.cumulative("nobody") == journal.window_charge(PLAN, MONDAY + WEEK) == Charge()
+
+
+@pytest.mark.parametrize(("point", "charged"), [("charge_uncommitted", 0), ("charge_committed", 1)])
+def test_a_charge_is_there_when_it_is_committed(journal: Journal, folder: Path, point: str, charged: int) -> None:
+    """Guarantee: T1 is all or nothing."""
+    crash_at(point)
+    with pytest.raises(Crash):
+        charge(journal)
+    failpoint.armed = None
+    again = reopened(journal, folder)
+    assert again.attempts(PLAN, MONDAY) == charged
+    again.close()
+
+
+# T2
+
+
+def test_the_chain_has_no_gaps_and_links_by_hash(journal: Journal, folder: Path) -> None:
+    """Guarantee: seq counts from 1, prev_hash is the sha256 of the header before, also over a restart."""
+    assert (journal.next_link().seq, journal.next_link().prev_hash) == (1, b"")
+    before = b""
+    for i in range(3):
+        link = journal.next_link()
+        assert (link.seq, link.prev_hash, link.incarnation) == (i + 1, before, journal.incarnation)
+        before = hashlib.sha256(seal(journal, MONDAY + i * WEEK).header).digest()
+    incarnation, secret = journal.incarnation, journal.secret
+    again = reopened(journal, folder)
+    assert (again.next_link().seq, again.next_link().prev_hash) == (4, before)
+    assert (again.incarnation, again.secret, again.created) == (incarnation, secret, MONDAY)
+    assert (len(incarnation), len(secret)) == (32, 32)
+    again.close()
+
+
+def test_acked_releases_stay_in_the_chain(journal: Journal) -> None:
+    """Guarantee: what was acked is still the head that the next release links to."""
+    sealed = seal(journal)
+    journal.settle(acked=[1], parked=[])
+    assert journal.next_link().prev_hash == sealed.hash
+
+
+def test_a_window_is_sealed_once(journal: Journal) -> None:
+    """Guarantee: no second release of a window, and no second release at a place in the chain, can be stored."""
+    seal(journal)
+    with pytest.raises(JournalFailed):
+        seal(journal)
+    with pytest.raises(JournalFailed):
+        journal.seal(
+            seq=1,
+            plan_hash=PLAN,
+            window=(MONDAY + WEEK, MONDAY + 2 * WEEK),
+            status=Status.LOST,
+            sealed=Sealed(header=b"h", payload=b"", hash=b"h"),
+            positions=(),
+            local_counts={},
+        )
+
+
+@pytest.mark.parametrize(("point", "sealed"), [("seal_uncommitted", 0), ("seal_committed", 1)])
+def test_release_position_and_counts_are_one_commit(journal: Journal, folder: Path, point: str, sealed: int) -> None:
+    """Guarantee: T2 is all or nothing."""
+    crash_at(point)
+    with pytest.raises(Crash):
+        seal(journal, positions=[position("a", MONDAY)], local_counts={"late": 2})
+    failpoint.armed = None
+    again = reopened(journal, folder)
+    assert again.unacked() == sealed
+    assert len(again.positions_within("files", [MONDAY + WEEK])) == sealed
+    assert again.local_counts() == ({"late": 2} if sealed else {})
+    assert again.closed_before(PLAN) == (MONDAY + WEEK if sealed else None)
+    again.close()
+
+
+def test_the_high_water_mark_is_the_plans_own(journal: Journal) -> None:
+    """Guarantee: the end of the last sealed window, whatever its status, for each plan by itself."""
+    seal(journal, MONDAY, status=Status.EXHAUSTED)
+    seal(journal, MONDAY + WEEK, status=Status.LOST)
+    assert (journal.closed_before(PLAN), journal.closed_before(OTHER)) == (MONDAY + 2 * WEEK, None)
+    assert journal.statuses(PLAN) == {"exhausted": 1, "lost": 1}
+
+
+def test_a_part_is_done_when_every_plan_has_closed_all_its_rows(journal: Journal) -> None:
+    """Guarantee: a part is skipped only if its rows cannot reach beyond every plan's high-water mark."""
+    journal.note([position("old", MONDAY + DAY), position("new", MONDAY + WEEK + DAY)], {})
+    journal.note([position("elsewhere", MONDAY, source="others")], {})
+
+    def done(*closed: datetime | None) -> list[str]:
+        return [part.path for part in journal.positions_within("files", closed)]
+
+    assert done(MONDAY + WEEK, MONDAY + 2 * WEEK) == ["old"]
+    assert done(MONDAY + 2 * WEEK) == ["new", "old"]
+    assert done(MONDAY) == done(MONDAY + WEEK, None) == done() == []
+
+
+def test_a_part_is_known_by_its_last_state(journal: Journal) -> None:
+    """A file that was written again takes the place of what it was."""
+    journal.note([position("a", MONDAY)], {"late": 1, "none": 0})
+    journal.note([position("a", MONDAY + WEEK)], {"late": 2})
+    assert journal.positions_within("files", [MONDAY + DAY]) == []
+    assert journal.local_counts() == {"late": 3}
+
+
+# T3
+
+
+def test_acked_payloads_go_and_parked_ones_stay(journal: Journal, folder: Path) -> None:
+    """Guarantee: after the ack the payload is dropped; what was refused for good is kept, and why."""
+    for i in range(3):
+        seal(journal, MONDAY + i * WEEK)
+    journal.settle(acked=[1], parked=[(2, Refusal.CONFLICT)])
+    assert [w.seq for w in journal.waiting(10)] == [3]
+    assert journal.unacked() == 1
+    assert journal.oldest_waiting() == MONDAY + 3 * WEEK
+    parked = journal.parked()
+    assert [(p.seq, p.window_start, p.refusal) for p in parked] == [(2, MONDAY + WEEK, Refusal.CONFLICT)]
+    look = apsw.Connection(str(folder / "journal.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
+    assert list(look.execute("SELECT seq, payload IS NULL, header IS NULL FROM release ORDER BY seq")) == [
+        (1, 1, 0),
+        (2, 0, 0),
+        (3, 0, 0),
+    ]
+    look.close()
+
+
+@pytest.mark.parametrize(("point", "left"), [("ack_uncommitted", 1), ("ack_committed", 0)])
+def test_an_ack_is_there_when_it_is_committed(journal: Journal, folder: Path, point: str, left: int) -> None:
+    """Guarantee: T3 is all or nothing."""
+    seal(journal)
+    crash_at(point)
+    with pytest.raises(Crash):
+        journal.settle(acked=[1], parked=[])
+    failpoint.armed = None
+    again = reopened(journal, folder)
+    assert again.unacked() == left
+    again.close()
+
+
+def test_what_waits_comes_oldest_first_and_as_it_was_sealed(journal: Journal) -> None:
+    """Guarantee: by seq, no more than the limits, the first whatever its size, without what is to be skipped."""
+    sealed = [seal(journal, MONDAY + i * WEEK, size=100) for i in range(5)]
+    assert [w.sealed for w in journal.waiting(10)] == sealed
+    assert [w.seq for w in journal.waiting(2)] == [1, 2]
+    assert [w.seq for w in journal.waiting(2, skip={1, 3})] == [2, 4]
+    assert [w.seq for w in journal.waiting(10, max_bytes=1)] == [1]
+    assert [w.seq for w in journal.waiting(10, max_bytes=sum(len(s.header) + 100 for s in sealed[:2]))] == [1, 2]
+
+
+# The folder
+
+
+def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
+    """Guarantee: folder 0700, every file in it 0600, also the log and the shared memory beside it."""
+    before = os.umask(0)
+    try:
+        opened = Journal.open(tmp_path / "state", "node", now=MONDAY)
+        seal(opened)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "state").iterdir()}
+        opened.close()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+    assert {"journal.sqlite", "journal.sqlite-wal", "lock"} <= set(modes)
+    assert set(modes.values()) == {0o600}
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from datetime import UTC, datetime
+from edge_agg.errors import JournalFailed
+from edge_agg.journal import Journal
+from edge_agg.lock import holder
+folder = Path(sys.argv[1])
+try:
+    Journal.open(folder, "node", now=datetime.now(UTC))
+except JournalFailed as error:
+    print("refused:", error)
+print(holder(folder), Journal.read(folder, "node").unacked())
+"""
+
+
+def test_one_process_at_a_time(journal: Journal, folder: Path) -> None:
+    """Guarantee: a second process cannot open the folder, but it can look at it and sees who runs."""
+    seal(journal)
+    done = subprocess.run([sys.executable, "-c", OPEN, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["refused: another agent runs on this folder", f"{os.getpid()} 1"]
+    assert holder(folder) == os.getpid()
+
+
+def test_a_closed_folder_is_free(journal: Journal, folder: Path) -> None:
+    """Closing gives the folder back."""
+    journal.close()
+    assert holder(folder) is None
+    Journal.open(folder, "node", now=MONDAY).close()
+
+
+def test_a_folder_without_a_journal_is_nobodys(tmp_path: Path) -> None:
+    """Looking creates nothing."""
+    assert holder(tmp_path) is None
+    with pytest.raises(JournalFailed):
+        Journal.read(tmp_path, "node")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_agents_journal_is_refused(journal: Journal, folder: Path) -> None:
+    """Guarantee: two configs that name one folder do not share its chain or its budget."""
+    with pytest.raises(JournalFailed, match="another agent"):
+        Journal.read(folder, "other")
+    journal.close()
+    with pytest.raises(JournalFailed, match="belongs to another agent"):
+        Journal.open(folder, "other", now=MONDAY)
+
+
+def test_a_refused_open_leaves_the_folder_free(journal: Journal, folder: Path) -> None:
+    """Guarantee: a journal that was refused keeps no lock, so the right agent can start."""
+    journal.close()
+    with pytest.raises(JournalFailed):
+        Journal.open(folder, "other", now=MONDAY)
+    Journal.open(folder, "node", now=MONDAY).close()
+
+
+def test_a_newer_journal_is_refused(journal: Journal, folder: Path) -> None:
+    """Guarantee (A3): an older program does not touch what a newer one wrote."""
+    charge(journal)
+    journal.close()
+    newer = apsw.Connection(str(folder / "journal.sqlite"))
+    newer.execute("PRAGMA user_version=2")
+    newer.close()
+    with pytest.raises(JournalFailed, match="version 2"):
+        Journal.open(folder, "node", now=MONDAY)
+    with pytest.raises(JournalFailed, match="version 2"):
+        Journal.read(folder, "node")
+
+
+def test_reading_writes_nothing(journal: Journal, folder: Path) -> None:
+    """Guarantee: `read` works while the agent runs, sees what is committed, and cannot write."""
+    look = Journal.read(folder, "node")
+    seal(journal)
+    assert look.unacked() == 1
+    with pytest.raises(JournalFailed):
+        charge(look)
+    look.close()
+    assert journal.attempts(PLAN, MONDAY) == 0
+
+
+def test_the_settings_that_durability_rests_on(journal: Journal) -> None:
+    """WAL, synchronous=FULL: every commit is synced."""
+    assert journal._db.execute("PRAGMA journal_mode").get == "wal"
+    assert journal._db.execute("PRAGMA synchronous").get == 2
+
+
+# Errors
+
+SECRET = "N7777777"
+CALLS: list[Callable[[Journal], object]] = [
+    charge,
+    lambda j: seal(j, positions=[position(f"/home/{SECRET}", MONDAY)], local_counts={SECRET: 1}),
+    lambda j: j.note([position(f"/home/{SECRET}", MONDAY)], {}),
+    lambda j: j.settle(acked=[1], parked=[(2, Refusal.FENCED)]),
+    lambda j: j.entries(SECRET),
+    lambda j: j.waiting(1),
+    lambda j: j.unacked(),
+    lambda j: j.next_link(),
+]
+
+
+def trouble(error: Exception) -> Callable[..., Any]:
+    """A cursor that fails whatever it is asked."""
+
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+class BrokenDb:
+    """A connection on which everything fails with a text that must not get out."""
+
+    def __init__(self, error: Exception) -> None:
+        self.execute = self.executemany = trouble(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "error", [apsw.FullError(f"INSERT {SECRET}"), apsw.IOError(f"/var/{SECRET}"), OSError(5, "no", f"/var/{SECRET}")]
+)
+def test_any_trouble_is_journal_failed_and_says_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, call: Callable[[Journal], object], error: Exception
+) -> None:
+    """Guarantee (A6): the kind of error and nothing else: no path, no value, no SQL, also in a traceback."""
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_db", BrokenDb(error))
+        with pytest.raises(JournalFailed) as caught:
+            call(journal)
+    shown = "".join(traceback.format_exception_only(caught.value)) + str(caught.value)
+    assert type(error).__name__ in shown
+    for leak in (SECRET, "INSERT", "SELECT", "/var", "charge (", "release"):
+        assert leak not in shown
+    assert caught.value.__suppress_context__
+
+
+def test_an_unmapped_error_would_be_caught(monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
+    """Mutant: the map at the rim is gone, and the database's own words come out."""
+
+    class NoMap:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+    module = sys.modules[Journal.__module__]
+    monkeypatch.setattr(module, "_as_journal_failed", NoMap)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_db", BrokenDb(apsw.FullError(SECRET)))
+        with pytest.raises(apsw.FullError, match=SECRET):
+            journal.unacked()
+
+
+def test_after_an_error_the_journal_is_finished(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee (A2): one error ends the journal; a later commit can never make it look good."""
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_db", BrokenDb(apsw.IOError("fsync")))
+        with pytest.raises(JournalFailed):
+            journal.settle(acked=[], parked=[])
+    with pytest.raises(JournalFailed):
+        charge(journal)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file where the folder should be."""
+    (tmp_path / "state").write_text("")
+    with pytest.raises(JournalFailed) as caught:
+        Journal.open(tmp_path / "state", "node", now=MONDAY)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_bytes_that_are_no_journal(tmp_path: Path) -> None:
+    """Somebody else's file is refused."""
+    (tmp_path / "journal.sqlite").write_bytes(b"not a database, but long enough to look at" * 50)
+    with pytest.raises(JournalFailed, match="NotADBError"):
+        Journal.open(tmp_path, "node", now=MONDAY)

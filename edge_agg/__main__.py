@@ -70,10 +70,13 @@ def run(config: Path, *, drain: bool, patience: float, log: str | None) -> None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, task.cancel if task else stop.set)
-            if task is None:
+            try:
+                if task is not None:
+                    return await task
                 await agent.run(stop)
-                return True
-            return await task
+            finally:
+                await agent.close()
+            return True
 
         with report.bars() if log == "bars" else nullcontext():
             drained = asyncio.run(work())

@@ -109,6 +109,11 @@ class Agent:
             await sender
         emit(Event.AGENT_STOPPED, agent=self.name, unacked=self.journal.unacked())
 
+    async def close(self) -> None:
+        """Hang up, then close the journal; the last thing to do with an agent."""
+        await self.uplink.wire.close()
+        self.journal.close()
+
     def _begin(self) -> None:
         for source in self.sources:
             source.check(self.columns)

@@ -89,6 +89,10 @@ class Wire(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Hang up."""
+        ...
+
 
 class GrpcWire:
     """The collector over gRPC."""
@@ -114,7 +118,7 @@ class GrpcWire:
         return list(response.receipts)
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Hang up."""
         await self._channel.close()
 
 

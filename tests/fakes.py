@@ -120,6 +120,9 @@ class FakeCollector:
     batches: list[list[int]] = field(default_factory=list)
     """The seqs of every request."""
 
+    async def close(self) -> None:
+        """Nothing to hang up."""
+
     async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
         """Take a batch, or fail as the next fault says."""
         request = pb.PushReleasesRequest(

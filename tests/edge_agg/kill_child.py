@@ -69,6 +69,9 @@ class FileCollector:
             refusal="conflict" if outcome == "conflict" else "",
         )
 
+    async def close(self) -> None:
+        """Nothing to hang up."""
+
     async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
         """Take a batch."""
         await asyncio.sleep(0)

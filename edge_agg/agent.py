@@ -100,7 +100,7 @@ class Agent:
         try:
             while not stop.is_set():
                 await self._read_sources()
-                await self._close_until(lambda _: self.clock.now())
+                await self._close_until(self._live_watermark)
                 await wait_first(stop.wait(), self.clock.wait(POLL_S))
                 if sender.done():
                     break
@@ -154,6 +154,10 @@ class Agent:
             Position(source=source, path=part.path, size=part.size, mtime_ns=part.mtime_ns, reach=reach)
         )
         emit(Event.PART_READ, source=source, parts=len(self._read[source]))
+
+    def _live_watermark(self, series: Series) -> datetime:
+        """The clock's time, but never beyond the end of a history."""
+        return self.clock.now() if self.history.end is None else min(self.clock.now(), self._drain_watermark(series))
 
     def _drain_watermark(self, series: Series) -> datetime:
         """As if time had passed the end of the history, or of the latest window with rows; never beyond the present."""

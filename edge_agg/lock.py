@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING, Self
 
 from edge_agg.errors import JournalFailed
@@ -25,13 +26,20 @@ class FolderLock:
             JournalFailed: another agent runs on this folder; stop it first.
         """
         self._descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        # `holder` takes the lock for an instant; whoever still has it after several has come to stay.
+        if not (self._try() or self._try(after_s=0.05) or self._try(after_s=0.2)):
+            os.close(self._descriptor)
+            raise JournalFailed("another agent runs on this folder")
+        os.truncate(self._descriptor, 0)
+        os.write(self._descriptor, str(os.getpid()).encode())
+
+    def _try(self, *, after_s: float = 0.0) -> bool:
+        time.sleep(after_s)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._descriptor)
-            raise JournalFailed("another agent runs on this folder") from None
-        os.truncate(self._descriptor, 0)
-        os.write(self._descriptor, str(os.getpid()).encode())
+            return False
+        return True
 
     def close(self) -> None:
         """Let go."""
@@ -51,7 +59,7 @@ def holder(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return int(os.read(descriptor, 20) or 0) or None
     finally:

@@ -8,6 +8,7 @@ refusal parks or holds one release and never the others behind it.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -138,6 +139,7 @@ class Uplink:
     _failures: int = 0
     _limit: int | None = None
     _stop: asyncio.Event | None = None
+    _pause_limit_s: float = math.inf
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -163,7 +165,7 @@ class Uplink:
         Returns:
             Whether everything was acked or parked.
         """
-        self._stop, last = None, self.clock.now()
+        self._stop, self._pause_limit_s, last = None, patience_s, self.clock.now()
         while self.journal.unacked():
             outcome = await self.send_once()
             if outcome == "progress":
@@ -195,26 +197,38 @@ class Uplink:
             mismatch = CallFailed("RECEIPTS_DO_NOT_MATCH", pushback_s=None, too_large=False)
             return await self._after_failure(mismatch, batch)
         failpoint("receipts_arrived")
-        self._failures, self._limit = 0, None
-        return "progress" if self._settle(batch, receipts) else "idle"
+        self._limit = None
+        settled, retry = self._settle(batch, receipts)
+        if retry is None:
+            self._failures = 0
+            return "progress" if settled else "idle"
+        await self._back_off(retry, self._backoff())
+        return "progress" if settled else "failed"
 
-    def _settle(self, batch: Sequence[Waiting], receipts: Sequence[pb.Receipt]) -> bool:
+    def _settle(self, batch: Sequence[Waiting], receipts: Sequence[pb.Receipt]) -> tuple[bool, Refusal | None]:
+        """Keep what the receipts say; whether anything was settled, and a refusal that wants the same bytes again."""
+        retry: Refusal | None = None
         acked: list[int] = []
         parked: list[tuple[int, Refusal]] = []
         for waiting, receipt in zip(batch, receipts, strict=True):
             if receipt.outcome in {pb.OUTCOME_ACCEPTED, pb.OUTCOME_DUPLICATE}:
                 acked.append(waiting.seq)
-            elif RULES[refusal := _refusal(receipt.refusal)].verdict == "park":
-                parked.append((waiting.seq, refusal))
-            else:
-                self._hold(waiting.seq, refusal)
+                continue
+            refusal = _refusal(receipt.refusal)
+            match RULES[refusal].verdict:
+                case "park":
+                    parked.append((waiting.seq, refusal))
+                case "hold":
+                    self._hold(waiting.seq, refusal)
+                case "retry":
+                    retry = refusal
         self.journal.settle(acked=acked, parked=parked)
         if acked:
             size = sum(len(w.sealed.header) + len(w.sealed.payload) for w in batch if w.seq in acked)
             emit(Event.RELEASES_ACKED, releases=len(acked), payload_bytes=size)
         for seq, refusal in parked:
             emit(Event.RELEASE_PARKED, seq=seq, refusal=refusal.value)
-        return bool(acked or parked)
+        return bool(acked or parked), retry
 
     def _hold(self, seq: int, refusal: Refusal) -> None:
         self._held[seq] = self.clock.now()
@@ -233,13 +247,18 @@ class Uplink:
             emit(Event.RELEASE_PARKED, seq=batch[0].seq, refusal=Refusal.TOO_LARGE.value)
             return "progress"
         retry_s = self._backoff() if failed.pushback_s is None else failed.pushback_s * (1 + self.jitter())
+        await self._back_off(failed.status, retry_s)
+        return "failed"
+
+    async def _back_off(self, status: str, retry_s: float) -> None:
+        """Wait, but not beyond the end of the agent or of a drain's patience."""
         self._failures += 1
-        emit(Event.SEND_FAILED, status=failed.status, retry_s=round(retry_s, 3))
+        retry_s = min(retry_s, self._pause_limit_s)
+        emit(Event.SEND_FAILED, status=status, retry_s=round(retry_s, 3))
         if self._stop is None:
             await self.clock.wait(retry_s)
         else:
             await wait_first(self.clock.wait(retry_s), self._stop.wait())
-        return "failed"
 
     def _backoff(self) -> float:
         """Exponential with full jitter, so that a fleet does not come back all at once."""

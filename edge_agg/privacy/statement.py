@@ -107,8 +107,8 @@ def predict(measurement: Measurement, sites: int) -> list[Prediction]:
 
 
 def rounded_up(epsilon: float) -> str:
-    """An epsilon as people read it: three decimals, never less than it is by more than a millionth."""
-    return f"{max(0, math.ceil(epsilon * 1000 - 1e-3)) / 1000:.3f}"
+    """An epsilon as people read it: three decimals, rounded up."""
+    return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
 
 
 def period(every: timedelta) -> str:

@@ -282,9 +282,9 @@ def live(config: Path, wire: FakeCollector, clock: FakeClock, work: Callable[[Li
     with_agent(config, run, wire=wire, clock=clock)
 
 
-def daily(tmp_path: Path) -> Path:
+def daily(tmp_path: Path, history: tuple[str, str] | None = None) -> Path:
     """The config of a live agent with windows of a day."""
-    return write_config(tmp_path, small_plan_text(every="1d", lateness="1h"), history=None)
+    return write_config(tmp_path, small_plan_text(every="1d", lateness="1h"), history=history)
 
 
 def test_a_live_window_closes_when_the_clock_is_past_its_end_and_lateness(tmp_path: Path) -> None:
@@ -356,6 +356,19 @@ def test_a_live_agent_finds_new_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
     live(daily(tmp_path), wire, clock, work)
     assert seen == [[2, 0, 0]]
+
+
+def test_a_live_agent_stops_closing_at_the_end_of_a_history(tmp_path: Path) -> None:
+    """Guarantee: a public span that is over gets no further, empty, charged windows (tried: one a day, for ever)."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY)])
+    wire = FakeCollector()
+
+    async def work(running: Live) -> None:
+        await running.pass_time(30 * DAY)
+        await running.pass_time(30 * DAY)
+
+    live(daily(tmp_path, history=("2013-01-07", "2013-01-10")), wire, FakeClock(MONDAY + HOUR), work)
+    assert wire.windows == [MONDAY, MONDAY + DAY, MONDAY + 2 * DAY]
 
 
 def test_a_live_agent_does_not_grow_while_it_idles(tmp_path: Path) -> None:

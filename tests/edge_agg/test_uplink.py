@@ -250,14 +250,39 @@ def test_what_is_refused_for_good_is_parked_and_blocks_nothing(bench: Bench, ref
     assert sum(2 in batch for batch in bench.collector.batches) == 1
 
 
-HELD = [r.value for r in Refusal if RULES[r].verdict != "park"]
+HELD = [r.value for r in Refusal if RULES[r].verdict == "hold"]
+RETRIED = [r.value for r in Refusal if RULES[r].verdict == "retry"]
 
 
-@pytest.mark.parametrize("code", [*HELD, "a_code_of_next_year", ""])
+@pytest.mark.parametrize("code", [*RETRIED, "a_code_of_next_year", ""])
+def test_what_is_refused_for_a_moment_goes_again_after_a_back_off(bench: Bench, code: str) -> None:
+    """Guarantee: also under a code that this agent does not know; the others pass, and nothing waits HOLD_S."""
+    seal(bench.journal, 6)
+    bench.collector.refuse[1] = code
+    assert [bench.send(), bench.send(), bench.send()] == ["progress", "progress", "failed"]
+    assert bench.stored == [2, 3, 4, 5, 6]
+    assert (bench.journal.unacked(), bench.uplink.held, bench.journal.parked()) == (1, 0, [])
+    assert len(bench.clock.waits) == 3
+    assert bench.clock.waits == sorted(bench.clock.waits)
+    assert max(bench.clock.waits) < HOLD_S
+    del bench.collector.refuse[1]
+    assert bench.send() == "progress"
+    assert bench.collector.presented[0] == bench.collector.presented[-1]
+
+
+def test_a_drain_does_not_sleep_longer_than_its_patience(bench: Bench) -> None:
+    """Guarantee: a pushback of a day does not hold up a drain that was told to give up after five seconds."""
+    seal(bench.journal)
+    bench.collector.faults.extend([CallFailed("UNAVAILABLE", pushback_s=86_400.0, too_large=False)] * 10)
+    assert not asyncio.run(bench.uplink.wait_drained(5.0))
+    assert sum(bench.clock.waits) <= 10.0
+
+
+@pytest.mark.parametrize("code", HELD)
 def test_what_is_refused_for_now_is_kept_and_tried_again(
     bench: Bench, said: list[tuple[Event, dict[str, Any]]], code: str
 ) -> None:
-    """Guarantee: also under a code that this agent does not know; the others pass, and later it goes again."""
+    """Guarantee: the others pass, and later it goes again."""
     seal(bench.journal, 6)
     bench.collector.refuse[1] = code
     assert [bench.send(), bench.send()] == ["progress", "progress"]

@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 DEMO_PORT ?= 8815
 MARKS ?= not slow
+MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 

@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
+.PHONY: help setup bench-kernel demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
 
 help: ## what there is to type
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
+
+bench-kernel: setup ## what bounding costs over a plain group-by
+	$(BIN)/python -m benchmarks.kernel
 
 demo: setup ## the main job on real flights: three agents, a collector, a table, a chart
 	DEMO_PORT=$(DEMO_PORT) $(BIN)/python -m examples.flights.demo
@@ -52,7 +55,7 @@ proto-check: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh proto/check.sh
 
 lock: setup ## write requirements.lock anew (needs uv)
-	uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras \
+	uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras --no-emit-package pandas \
 	  --python-version 3.11 pyproject.toml --output-file requirements.lock
 
 proto-baseline: setup ## after a release of the wire: what later changes must not break

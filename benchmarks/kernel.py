@@ -69,7 +69,9 @@ def generate(path: Path, *, events: int, units: int, ids: str) -> None:
     category = (CATEGORIES * rng.random(events) ** 3).astype(np.int64)
     frame = pl.DataFrame(
         {
-            "t": pl.Series(1_357_516_800_000_000 + rng.integers(0, 86_400_000_000, events)).cast(pl.Datetime("us", "UTC")),
+            "t": pl.Series(1_357_516_800_000_000 + rng.integers(0, 86_400_000_000, events)).cast(
+                pl.Datetime("us", "UTC")
+            ),
             "unit": unit,
             "category": category,
             "amount": rng.gamma(2.0, 20.0, events),

@@ -3,9 +3,9 @@
 Place: step 4 of an event's way, between the window and the aggregates.
 Invariants: what is kept of a unit depends on that unit's rows and the window's salt alone, never on other units, on
 the order of rows, or on how they were cut into batches; truncating at every merge equals truncating at the end, so
-the state is bounded by what is kept. Unit ids become dense codes, so no two units can collide.
+the state is bounded by what is kept. Units are told apart by their ids: where two ids have one hash, the ids decide.
 
-Method (one sort): a row becomes the packed key `unit code | permuted cell | row priority`. The permutation is a
+Method: a row becomes the packed key `unit code | permuted cell | row priority`. The permutation is a
 bijection on cell codes keyed by the unit and the salt, so a unit's first `max_partitions` distinct cells in key order
 are a uniform sample of the cells it touched; the priority is a keyed hash of the row, so the first
 `max_rows_per_partition` rows of a cell are a uniform sample of its rows (rows equal in time and values go together).
@@ -14,11 +14,13 @@ are a uniform sample of the cells it touched; the priority is a keyed hash of th
 from __future__ import annotations
 
 import hashlib
-from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from edge_agg.contract.plan import MAX_UNITS
 
@@ -42,10 +44,8 @@ _LEAST_BITS = 12
 class Rows:
     """Rows of one window, ready to be bounded. All arrays have n_rows elements."""
 
-    units: Sequence[str] | Sequence[int]
-    """The distinct unit ids that `unit` points into."""
-    unit: Int64s
-    """Each row's index into `units`."""
+    unit: pa.Array
+    """Each row's privacy unit, string or int64, without nulls."""
     cell: Int64s
     """Each row's cell, in the order of `contract.cells`."""
     time_us: Int64s
@@ -82,84 +82,71 @@ class Bounding:
         """
         if not 16 <= len(salt) <= 64:
             raise ValueError("a salt has 16 to 64 bytes")
-        self._max_partitions, self._max_rows, self._names, self._salt = max_partitions, max_rows, tuple(names), salt
+        self._max_partitions, self._max_rows, self._names = max_partitions, max_rows, tuple(names)
+        digest = hashlib.blake2b(digest_size=16, key=salt).digest()
+        self._seed, self._key = int.from_bytes(digest[:8], "little"), np.uint64(int.from_bytes(digest[8:], "little"))
         self._cell_bits = max(_LEAST_BITS, (n_cells - 1).bit_length())
-        self._codes: dict[str | int, int] = {}
-        self._hashes = array("Q")
-        empty = np.empty(0, np.uint64)
-        self._kept = _Keyed(empty, empty, empty, np.empty(0, np.int64), {name: np.empty(0, np.int64) for name in names})
-        self._pending: list[_Keyed] = []
-        self._pending_rows = 0
+        self._parts: list[_Keyed] = []
+        self._kept_rows = self._pending_rows = 0
+        self._first = np.empty(0, np.bool_)
 
     @property
     def rows(self) -> int:
         """Rows now held, waiting ones included."""
-        return len(self._kept.unit) + self._pending_rows
+        return self._kept_rows + self._pending_rows
 
     def add(self, rows: Rows) -> None:
-        """Take rows in; work is amortised to one sort each."""
+        """Take rows in; work is amortised to a few sorts each."""
         if not len(rows.unit):
             return
-        self._pending.append(self._key(rows))
+        self._parts.append(self._keyed(rows))
         self._pending_rows += len(rows.unit)
-        if self._pending_rows >= max(MERGE_ROWS, len(self._kept.unit)):
+        if self._pending_rows >= max(MERGE_ROWS, self._kept_rows):
             self._merge()
 
     def kept(self) -> Bounded:
         """What is kept of all rows so far."""
         self._merge()
-        keyed = self._kept
-        group = _starts(keyed.unit) | _starts(keyed.place)
-        return Bounded(cell=keyed.cell, first=group, values=keyed.values)
+        if not self._parts:
+            nothing = np.empty(0, np.int64)
+            return Bounded(cell=nothing, first=self._first, values=dict.fromkeys(self._names, nothing))
+        (keyed,) = self._parts
+        return Bounded(cell=keyed.cell, first=self._first, values=keyed.values)
 
-    def _key(self, rows: Rows) -> _Keyed:
-        codes = np.fromiter((self._code(unit) for unit in rows.units), np.int64, len(rows.units))
-        unit = codes[rows.unit]
-        unit_hash = np.frombuffer(self._hashes, dtype=np.uint64)[unit]
-        priority = _mix(unit_hash ^ rows.time_us.astype(np.uint64))
+    def _keyed(self, rows: Rows) -> _Keyed:
+        unit_hash = _mix(_hash(rows.unit, self._seed) ^ self._key)
+        priority = _mix(unit_hash ^ rows.time_us.view(np.uint64))
         for name in self._names:
-            priority = _mix(priority ^ rows.values[name].astype(np.uint64))
-        place = _permute(rows.cell.astype(np.uint64), unit_hash, self._cell_bits)
-        return _Keyed(
-            unit.astype(np.uint64), place, priority, rows.cell, {name: rows.values[name] for name in self._names}
-        )
-
-    def _code(self, unit: str | int) -> int:
-        code = self._codes.get(unit)
-        if code is None:
-            code = len(self._hashes)
-            if code >= MAX_UNITS:
-                raise OverflowError("more privacy units in one window than the overflow proof allows")
-            text = unit.encode() if isinstance(unit, str) else unit.to_bytes(8, "little", signed=True)
-            digest = hashlib.blake2b(text, digest_size=8, key=self._salt).digest()
-            self._hashes.append(int.from_bytes(digest, "little"))
-            self._codes[unit] = code
-        return code
+            priority = _mix(priority ^ rows.values[name].view(np.uint64))
+        place = _permute(rows.cell.view(np.uint64), unit_hash, self._cell_bits)
+        values = {name: rows.values[name] for name in self._names}
+        return _Keyed(rows.unit, unit_hash, place, priority, rows.cell, values)
 
     def _merge(self) -> None:
-        if not self._pending:
+        if not self._pending_rows:
             return
-        keyed = _concat([self._kept, *self._pending])
-        self._pending, self._pending_rows = [], 0
-        order = self._order(keyed)
-        unit, place = keyed.unit[order], keyed.place[order]
-        new_unit = _starts(unit)
-        new_group = new_unit | _starts(place)
-        at = np.arange(len(unit))
+        keyed = _concat(self._parts)
+        unit = _codes(keyed.unit, keyed.unit_hash)
+        order = self._order(keyed, unit)
+        new_unit = _starts(unit[order])
+        new_group = new_unit | _starts(keyed.place[order])
+        at = np.arange(len(order))
         row_rank = at - np.maximum.accumulate(np.where(new_group, at, 0))
         group: npt.NDArray[np.int64] = np.cumsum(new_group)
         cell_rank = group - np.maximum.accumulate(np.where(new_unit, group, 0))
-        keep = order[(cell_rank < self._max_partitions) & (row_rank < self._max_rows)]
-        self._kept = keyed.take(keep)
+        keep = (cell_rank < self._max_partitions) & (row_rank < self._max_rows)
+        self._parts = [keyed.take(order[keep])]
+        self._first = new_group[keep]
+        self._kept_rows, self._pending_rows = len(self._first), 0
 
-    def _order(self, keyed: _Keyed) -> npt.NDArray[np.intp]:
+    def _order(self, keyed: _Keyed, unit: UInt64s) -> npt.NDArray[np.intp]:
         """Sort by unit, place, priority: one packed key, and the full keys only where packed ones tie."""
-        spare = np.uint64(64 - max(1, (len(self._hashes) - 1).bit_length()) - self._cell_bits)
-        packed = (keyed.unit << np.uint64(self._cell_bits)) | keyed.place
+        spare = np.uint64(64 - max(1, int(unit.max()).bit_length()) - self._cell_bits)
+        packed = (unit << np.uint64(self._cell_bits)) | keyed.place
         packed = (packed << spare) | (keyed.priority >> (np.uint64(64) - spare))
         order = np.argsort(packed)
         if _ties(packed[order]):
-            order = np.lexsort((*keyed.values.values(), keyed.priority, keyed.place, keyed.unit))
+            order = np.lexsort((*keyed.values.values(), keyed.priority, keyed.place, unit))
         return order
 
 
@@ -167,7 +154,8 @@ class Bounding:
 class _Keyed:
     """Rows with the parts of their sort key."""
 
-    unit: UInt64s
+    unit: pa.Array
+    unit_hash: UInt64s
     place: UInt64s
     priority: UInt64s
     cell: Int64s
@@ -175,17 +163,52 @@ class _Keyed:
 
     def take(self, keep: npt.NDArray[np.intp]) -> _Keyed:
         values = {name: value[keep] for name, value in self.values.items()}
-        return _Keyed(self.unit[keep], self.place[keep], self.priority[keep], self.cell[keep], values)
+        unit = self.unit.take(pa.array(keep))
+        return _Keyed(unit, self.unit_hash[keep], self.place[keep], self.priority[keep], self.cell[keep], values)
 
 
 def _concat(parts: Sequence[_Keyed]) -> _Keyed:
     return _Keyed(
-        np.concatenate([part.unit for part in parts]),
+        pa.concat_arrays([part.unit for part in parts]),
+        np.concatenate([part.unit_hash for part in parts]),
         np.concatenate([part.place for part in parts]),
         np.concatenate([part.priority for part in parts]),
         np.concatenate([part.cell for part in parts]),
         {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
     )
+
+
+def _hash(unit: pa.Array, seed: int) -> UInt64s:
+    """A 64-bit keyed hash of each id: it scatters units, it never tells them apart."""
+    hashed: UInt64s = pl.Series(values=unit).hash(seed).to_numpy()
+    return hashed
+
+
+def _codes(unit: pa.Array, unit_hash: UInt64s) -> UInt64s:
+    """A dense code for each row's unit: equal codes, equal ids, and never otherwise.
+
+    Small non-negative integers are their own codes. Else units are grouped by hash, and the ids within each group are
+    compared: if two ids ever share a hash, the ids themselves are coded.
+
+    Raises:
+        OverflowError: more units than the proof that no sum overflows allows.
+    """
+    if pa.types.is_integer(unit.type):
+        bounds = pc.min_max(unit).as_py()
+        if bounds["min"] >= 0 and bounds["max"] < MAX_UNITS:
+            return np.asarray(unit).view(np.uint64)
+    order = np.argsort(unit_hash)
+    new = _starts(unit_hash[order])
+    grouped = unit.take(pa.array(order))
+    differs = ~np.asarray(pc.equal(grouped.slice(1), grouped.slice(0, len(grouped) - 1)))
+    codes = np.empty(len(order), np.uint64)
+    if (differs & ~new[1:]).any():
+        codes[:] = np.asarray(pc.dictionary_encode(unit).indices)
+    else:
+        codes[order] = np.cumsum(new) - 1
+    if int(codes.max()) >= MAX_UNITS:
+        raise OverflowError("more privacy units in one window than the overflow proof allows")
+    return codes
 
 
 def _starts(sorted_keys: UInt64s) -> npt.NDArray[np.bool_]:

@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 class Events:
     """The usable rows of a batch. All arrays have n_rows elements."""
 
-    units: Sequence[str] | Sequence[int]
-    """The batch's distinct units."""
-    unit: Int64s
-    """Each row's index into `units`."""
+    unit: pa.Array
+    """Each row's privacy unit, string or int64."""
     time_us: Int64s
     cell: Int64s
     values: Mapping[str, Int64s]
@@ -44,11 +42,11 @@ class Events:
     """Rows without a unit, a time or a cell."""
 
     def take(self, index: npt.NDArray[np.intp]) -> Rows:
-        """Some of the rows, with only the units that occur in them."""
-        present, unit = np.unique(self.unit[index], return_inverse=True)
+        """Some of the rows."""
+        if len(index) == len(self.cell):
+            return Rows(unit=self.unit, cell=self.cell, time_us=self.time_us, values=self.values)
         return Rows(
-            units=[self.units[i] for i in present],
-            unit=unit.astype(np.int64),
+            unit=self.unit.take(pa.array(index)),
             cell=self.cell[index],
             time_us=self.time_us[index],
             values={name: value[index] for name, value in self.values.items()},
@@ -71,10 +69,8 @@ def read_events(plan: Plan, vectors: Sequence[Vector], batch: pa.RecordBatch) ->
         usable &= code >= 0
         cell = cell * size + code
     keep = np.flatnonzero(usable)
-    coded = pc.dictionary_encode(unit.take(pa.array(keep)))
     return Events(
-        units=coded.dictionary.to_pylist(),
-        unit=coded.indices.to_numpy(zero_copy_only=False).astype(np.int64),
+        unit=unit.filter(pa.array(usable)),
         time_us=pc.fill_null(time.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)[keep],
         cell=cell[keep],
         values={name: value[keep] for name, value in _contributions(plan, vectors, batch).items()},

@@ -14,6 +14,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 
@@ -70,10 +71,9 @@ epsilon = {EPSILON}
 
 def rows_of(units: dict[int, list[int]]) -> Rows:
     """Rows by unit: in which cell each lies."""
-    pairs = [(i, cell) for i, cells in enumerate(units.values()) for cell in cells]
+    pairs = [(unit, cell) for unit, cells in units.items() for cell in cells]
     return Rows(
-        units=list(units),
-        unit=np.array([unit for unit, _ in pairs], dtype=np.int64),
+        unit=pa.array([unit for unit, _ in pairs], pa.int64()),
         cell=np.array([cell for _, cell in pairs], dtype=np.int64),
         time_us=np.arange(len(pairs), dtype=np.int64),
         values={},

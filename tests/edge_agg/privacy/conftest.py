@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -81,11 +82,9 @@ epsilon = {epsilon!r}
 
 @pytest.fixture(scope="session")
 def rows_of() -> Callable[[Measurement, Sequence[Event]], Rows]:
-    """Make rows of events as a window does: the units named once, readings on each vector's grid."""
+    """Make rows of events as a window does: readings on each vector's grid."""
 
     def build(measurement: Measurement, events: Sequence[Event]) -> Rows:
-        units = list(dict.fromkeys(event.unit for event in events))
-        index = {unit: i for i, unit in enumerate(units)}
         readings = np.array([np.nan if e.reading is None else e.reading for e in events], dtype=np.float64)
         valid = ~np.isnan(readings)
         values: dict[str, npt.NDArray[np.int64]] = {}
@@ -96,8 +95,7 @@ def rows_of() -> Callable[[Measurement, Sequence[Event]], Rows]:
             elif vector.column is not None:
                 values[vector.name] = valid.astype(np.int64)
         return Rows(
-            units=units,  # type: ignore[arg-type]  # one type of unit a test
-            unit=np.array([index[e.unit] for e in events], dtype=np.int64),
+            unit=pa.array([e.unit for e in events]),
             cell=np.array([e.cell for e in events], dtype=np.int64),
             time_us=np.array([e.time_us for e in events], dtype=np.int64),
             values=values,

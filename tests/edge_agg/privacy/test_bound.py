@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,10 +56,8 @@ bounds = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 def as_rows(rows: Sequence[Row], codes: dict[Unit, int]) -> Rows:
     """Rows as the window hands them over; `who` carries the unit through, for the test's eyes only."""
-    units = list(dict.fromkeys(row.unit for row in rows))
     return Rows(
-        units=units,  # type: ignore[arg-type]  # one type of unit a window
-        unit=np.array([units.index(row.unit) for row in rows], dtype=np.int64),
+        unit=pa.array([row.unit for row in rows]),
         cell=np.array([row.cell for row in rows], dtype=np.int64),
         time_us=np.array([row.time_us for row in rows], dtype=np.int64),
         values={
@@ -104,9 +103,8 @@ def reference(rows: Sequence[Row], limits: tuple[int, int], salt: bytes = SALT) 
         by_unit[row.unit].append(row)
     kept: Kept = {}
     for unit, mine in by_unit.items():
-        text = unit.encode() if isinstance(unit, str) else unit.to_bytes(8, "little", signed=True)
-        unit_hash = int.from_bytes(hashlib.blake2b(text, digest_size=8, key=salt).digest(), "little")
-        key = np.array([unit_hash], dtype=np.uint64)
+        state = Bounding(max_partitions=1, max_rows=1, n_cells=N_CELLS, names=(), salt=salt)
+        key = bound._mix(bound._hash(pa.array([unit]), state._seed) ^ state._key)
 
         def priority(row: Row, key: Any = key) -> int:
             mixed = key
@@ -194,7 +192,13 @@ MANY = [Row(unit, cell, time, time) for unit in range(20) for cell in range(N_CE
 
 
 def broken_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bound._Keyed, "take", lambda self, keep: self)
+    honest = Bounding._merge
+
+    def merge(self: Bounding) -> None:
+        self._max_partitions = self._max_rows = 2**40
+        honest(self)
+
+    monkeypatch.setattr(Bounding, "_merge", merge)
 
 
 def broken_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +210,7 @@ def broken_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def broken_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Bounding, "_order", lambda self, keyed: np.arange(len(keyed.unit)))
+    monkeypatch.setattr(Bounding, "_order", lambda self, keyed, unit: np.arange(len(unit)))
 
 
 @pytest.mark.parametrize("break_it", [broken_take, broken_starts, broken_permutation, broken_order])
@@ -234,7 +238,7 @@ def test_mutant_a_row_sample_by_time_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
 def test_mutant_truncation_by_arrival_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: equal keys everywhere, so that what is kept hangs on the order of rows."""
-    monkeypatch.setattr(Bounding, "_order", lambda self, keyed: np.lexsort((keyed.place, keyed.unit)))
+    monkeypatch.setattr(Bounding, "_order", lambda self, keyed, unit: np.lexsort((keyed.place, unit)))
     forward, backward = bounded([MANY], (2, 2)), bounded([MANY[::-1]], (2, 2))
     assert kept_by_unit(forward) != kept_by_unit(backward)
 
@@ -247,7 +251,7 @@ def kept_cells(
     who = np.repeat(np.arange(n_units), len(cells))
     zero = np.zeros(len(who), dtype=np.int64)
     cell = np.tile(np.array(cells, dtype=np.int64), n_units)
-    state.add(Rows(units=range(n_units), unit=who, cell=cell, time_us=zero, values={"who": who}))
+    state.add(Rows(unit=pa.array(who), cell=cell, time_us=zero, values={"who": who}))
     result = state.kept()
     order = np.lexsort((result.cell, result.values["who"]))
     return np.searchsorted(np.array(cells), result.cell[order]).reshape(n_units, limit)
@@ -304,7 +308,7 @@ def kept_rows(n_units: int, there: int, limit: int) -> np.ndarray[Any, Any]:
     unit = np.repeat(np.arange(n_units), there)
     row = np.tile(np.arange(there), n_units)
     zero = np.zeros(len(unit), dtype=np.int64)
-    state.add(Rows(units=range(n_units), unit=unit, cell=zero, time_us=row * 3_600_000_000, values={"v": row}))
+    state.add(Rows(unit=pa.array(unit), cell=zero, time_us=row * 3_600_000_000, values={"v": row}))
     counts = np.bincount(state.kept().values["v"], minlength=there)
     assert counts.sum() == n_units * limit
     # Kept together, `limit` of `there` vary less than draws with replacement: by (there - limit) / (there - 1).
@@ -340,15 +344,32 @@ def test_the_permutation_is_a_bijection(bits: int) -> None:
         assert int(places.max()) < 1 << bits
 
 
-def test_units_whose_hashes_collide_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units are dense codes: even if every unit had the same hash, each keeps its own rows."""
+@pytest.mark.parametrize("kind", [str, int, lambda unit: 2**40 + int(unit)])
+def test_units_whose_hashes_collide_stay_apart(monkeypatch: pytest.MonkeyPatch, kind: Callable[[str], Unit]) -> None:
+    """Ids decide, not hashes: even if every unit had the same hash, each keeps its own rows."""
+    rows = [row._replace(unit=kind(str(codes_of([row])[row.unit] % 1000))) for row in MANY]
+    monkeypatch.setattr(bound, "_hash", lambda unit, seed: np.zeros(len(unit), np.uint64))
+    assert violations(bounded([rows], (2, 3)), rows, (2, 3)) == []
 
-    class Constant:
-        def digest(self) -> bytes:
-            return b"same all"
 
-    monkeypatch.setattr(hashlib, "blake2b", lambda *args, **options: Constant())
-    assert violations(bounded([MANY], (2, 3)), MANY, (2, 3)) == []
+def test_mutant_units_told_apart_by_their_hash_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: a hash of two bits stands for the unit (ids never compared); people then share one bound."""
+
+    def by_hash(unit: Any, unit_hash: Any) -> Any:
+        return unit_hash % np.uint64(4)
+
+    monkeypatch.setattr(bound, "_codes", by_hash)
+    assert violations(bounded([MANY], (2, 3)), MANY, (2, 3)) != []
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 5), min_size=1, max_size=30))
+def test_codes_are_equal_exactly_where_ids_are(ids: list[int]) -> None:
+    """For integers of any size, their texts too, and whatever the hash: good, weak, or constant."""
+    for unit in (pa.array(ids, pa.int64()), pa.array([str(one) for one in ids])):
+        for unit_hash in (bound._hash(unit, 7), bound._hash(unit, 7) % np.uint64(2), np.zeros(len(ids), np.uint64)):
+            codes = bound._codes(unit, unit_hash).tolist()
+            assert [[a == b for b in codes] for a in codes] == [[a == b for b in ids] for a in ids]
+            assert max(codes) < 2**28
 
 
 def test_ties_of_the_packed_key_are_broken_by_the_whole_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,21 +407,6 @@ def test_more_units_than_the_overflow_proof_allows_are_refused(monkeypatch: pyte
     assert bounded([MANY[: 4 * N_CELLS * 3]], (1, 1)).first.sum() == 3
     with pytest.raises(OverflowError, match="more privacy units"):
         bounded([MANY[: 4 * N_CELLS * 4]], (1, 1))
-
-
-def test_a_unit_that_cannot_be_read_leaves_no_trace() -> None:
-    """The next unit does not get its code: two people never share one bound (the code was once stored first)."""
-    bounding = Bounding(max_partitions=1, max_rows=1, n_cells=1, names=(), salt=bytes(16))
-    one = np.zeros(1, dtype=np.int64)
-
-    def add(unit: str) -> None:
-        bounding.add(Rows(units=[unit], unit=one, cell=one, time_us=one, values={}))
-
-    with pytest.raises(UnicodeEncodeError):
-        add("\ud800")
-    add("a")
-    add("b")
-    assert len(bounding.kept().cell) == 2
 
 
 @pytest.mark.parametrize("salt", [b"", b"short", bytes(65)])

@@ -112,6 +112,7 @@ def bars() -> Iterator[None]:
             if event is Event.PART_READ:
                 progress.update(read, completed=int(fields["parts"]))
             elif event is Event.WINDOWS_DUE:
+                progress.update(read, total=progress.tasks[read].completed)
                 for task in (sealed, acked):
                     progress.update(task, total=(progress.tasks[task].total or 0) + int(fields["windows"]))
             elif event is Event.WINDOW_SEALED:

@@ -69,4 +69,4 @@ def configure(*, quiet: bool = False) -> None:
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": moment, "event": record.getMessage(), **getattr(record, "fields", {})})
+        return json.dumps({"at": moment, "event": record.getMessage(), **getattr(record, "fields", {})})

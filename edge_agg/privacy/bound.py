@@ -120,7 +120,9 @@ class Bounding:
             priority = _mix(priority ^ rows.values[name].view(np.uint64))
         place = _permute(rows.cell.view(np.uint64), unit_hash, self._cell_bits)
         values = {name: rows.values[name] for name in self._names}
-        return _Keyed(rows.unit, unit_hash, place, priority, rows.cell, values)
+        # A window may hold more text than the 2 GiB that a plain string array can.
+        unit = rows.unit.cast(pa.large_string()) if pa.types.is_string(rows.unit.type) else rows.unit
+        return _Keyed(unit, unit_hash, place, priority, rows.cell, values)
 
     def _merge(self) -> None:
         if not self._pending_rows:

@@ -28,7 +28,6 @@ Exit codes:
   1  something unforeseen
   2  wrong usage of the command line
   3  a config or plan is invalid: fix the field that is named
-  4  no collector answers
   5  the store failed: look at the disk
 """
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -126,15 +125,14 @@ def unfence(agent: str, tenant: str, config: Path) -> None:
 @contextlib.contextmanager
 def _coded() -> Iterator[None]:
     """End in one line and its exit code for each failure that was foreseen."""
-    from cloud_collector.errors import CollectorError, CollectorUnreachable, StoreFailed
+    from cloud_collector.errors import CollectorError, StoreFailed
     from edge_agg.contract.errors import PlanInvalid
 
     try:
         yield
     except (CollectorError, PlanInvalid) as error:
         click.echo(f"error: {error}", err=True)
-        codes: dict[type[Exception], int] = {CollectorUnreachable: 4, StoreFailed: 5}
-        sys.exit(codes.get(type(error), 3))
+        sys.exit(5 if isinstance(error, StoreFailed) else 3)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup bench-kernel demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
+.PHONY: help setup bench-privacy bench-peers demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
 
 help: ## what there is to type
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,8 +19,11 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-bench-kernel: setup ## what bounding costs over a plain group-by
-	$(BIN)/python -m benchmarks.kernel
+bench-privacy: setup ## cost and accuracy against the plain group-by and bounded SQL; a line a bar
+	$(BIN)/python -m benchmarks.privacy
+
+bench-peers: setup ## the same questions to other systems, each in its own environment; takes hours
+	$(BIN)/python -m benchmarks.privacy --peers
 
 demo: setup ## the main job on real flights: three agents, a collector, a table, a chart
 	DEMO_PORT=$(DEMO_PORT) $(BIN)/python -m examples.flights.demo

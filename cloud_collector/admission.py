@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edge_agg.contract import arrow, codec
-from edge_agg.contract.cells import n_cells
+from cloud_collector.payload import Values, fits_rows, open_payload
+from edge_agg.contract import codec
 from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.refusal import RULES, Refusal
@@ -21,9 +21,6 @@ from edge_agg.contract.vectors import plan_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from edge_agg.contract.plan import Plan, PlanHash
 
@@ -44,8 +41,7 @@ class Admitted:
     release: Release
     sealed: Sealed
     plan: Plan
-    values: dict[str, NDArray[np.int64]]
-    """int64[n_cells] by vector, in the plan's order; empty unless the status is released."""
+    values: Values
 
 
 def admit(header: bytes, payload: bytes, lookup: Callable[[PlanHash], Plan | None]) -> Admitted:
@@ -69,7 +65,7 @@ def admit(header: bytes, payload: bytes, lookup: Callable[[PlanHash], Plan | Non
     if not (_fits_identity(release, plan) and _fits_grid(release, plan) and _fits_shape(release, plan)):
         raise Refused(Refusal.PLAN_MISMATCH)
     try:
-        values = _values(release, sealed, plan)
+        values = open_payload(release, sealed.payload, plan)
     except MalformedRelease:
         raise Refused(Refusal.MALFORMED) from None
     return Admitted(release=release, sealed=sealed, plan=plan, values=values)
@@ -90,10 +86,14 @@ def _fits_shape(release: Release, plan: Plan) -> bool:
     if release.status is not Status.RELEASED:
         return release.rows == 0
     expected = [(vector.name, plan.budget.mechanism) for vector in plan_vectors(plan)]
-    return release.rows == n_cells(plan) and [(spec.name, spec.mechanism) for spec in release.vectors] == expected
+    specs = [(spec.name, spec.mechanism) for spec in release.vectors]
+    return specs == expected and _fits_selection(release, plan) and fits_rows(release, plan)
 
 
-def _values(release: Release, sealed: Sealed, plan: Plan) -> dict[str, NDArray[np.int64]]:
-    if release.status is not Status.RELEASED:
-        return {}
-    return arrow.decode(sealed.payload, [vector.name for vector in plan_vectors(plan)], n_cells(plan))
+def _fits_selection(release: Release, plan: Plan) -> bool:
+    """Whether keys were selected as the plan declares, or not at all where it does not discover any."""
+    selection, partition = release.selection, plan.discovered
+    if selection is None or partition is None or partition.discover is None:
+        return selection is None and partition is None
+    claimed = (selection.partition, selection.mechanism)
+    return claimed == (partition.label, plan.budget.mechanism) and selection.delta <= partition.discover.delta

@@ -27,7 +27,18 @@ from cloud_collector.errors import (
 )
 from edge_agg.contract.address import is_loopback
 from edge_agg.contract.codec import to_us
-from edge_agg.contract.plan import Count, DistinctUnits, Mean, Sum, parse_duration, parse_plan
+from edge_agg.contract.plan import (
+    Count,
+    DistinctUnits,
+    Histogram,
+    Mean,
+    Quantiles,
+    Ratio,
+    Sum,
+    Variance,
+    parse_duration,
+    parse_plan,
+)
 from edge_agg.contract.refusal import REFUSAL_KEY, Refusal
 from edge_agg.contract.v1 import query_pb2 as pb
 from edge_agg.contract.v1.query_pb2_grpc import QueryServiceStub
@@ -44,6 +55,7 @@ Moment = datetime | date | str
 _READY_S = 3.0
 _MAX_BYTES = 64 * 1024 * 1024
 _BIAS = "the interval covers the noise; bias from clipping and bounding is not in it"
+_SUPPRESSED = "a key that too few units had is suppressed, and sums over keys leave it out"
 _PLANS: pl.Schema = pl.Schema(
     {
         "plan": pl.String(),
@@ -128,9 +140,10 @@ class Client:
         Args:
             plan: its name.
             metric: its name in the plan.
-            by: partition columns to group by, and "node".
+            by: partitions to group by, and "node". Discovered keys appear if the range holds them, or `where` names
+                them.
             every: the length of a time bucket, a multiple of the plan's window ("28d"); one bucket when absent.
-            where: column -> the keys to keep.
+            where: partition -> the keys to keep; of a discovered one, any text.
             start: the first instant; the earliest window that landed when absent.
             end: the first instant after; the end of the latest window that landed when absent.
             version: of the plan; the newest when absent.
@@ -139,8 +152,15 @@ class Client:
         Returns:
             One row a bucket and group, sorted: start, end, the `by` columns, value, lo, hi (null where nothing was
             released), nodes_reporting, nodes_expected, windows_reporting, windows_expected, and status: "complete", or
-            why windows are missing ("offline", "exhausted", "lost", "vetoed"). Values are noisy and may be negative;
-            they add up without bias. An interval covers the noise alone: bias from clipping and bounding is not in it.
+            why windows are missing ("offline", "exhausted", "lost", "vetoed", "suppressed"). A histogram has a row a
+            bin, between `bin_lower` and `bin_upper`; quantiles have a row for each `quantile` of the plan.
+
+            Values are noisy and may be negative; they add up without bias. A value alone is null where noise leaves
+            nothing to divide by. An interval covers the noise alone: bias from clipping and bounding is not in it. A
+            quantile's interval is made of whole bins.
+
+            Where keys are discovered, a window that lacks a key is "suppressed" there: too few units had it. A sum over
+            keys adds up what was released, so it leaves out the suppressed ones.
 
         Raises:
             QuestionInvalid: fix what the text names.
@@ -242,14 +262,14 @@ def _mapped(error: grpc.RpcError) -> CollectorError:
 
 
 def _describe(plan: Plan, nodes: list[str]) -> list[tuple[object, ...]]:
-    by = [partition.column for partition in plan.partition]
-    budget = plan.budget
+    by = [partition.label for partition in plan.partition]
+    budget, about = plan.budget, _BIAS if plan.discovered is None else f"{_BIAS}; {_SUPPRESSED}"
     return [
         (
             *(plan.name, plan.version, metric.name, _kind(metric), getattr(metric, "column", None)),
             *(by, plan.window.every, nodes),
             *(budget.epsilon, budget.delta, budget.mechanism, plan.privacy_unit.max_nodes),
-            f"{_reads_as(plan, metric)}; {_BIAS}",
+            f"{_reads_as(plan, metric)}; {about}",
         )
         for metric in plan.metric
     ]
@@ -260,18 +280,28 @@ def _kind(metric: Metric) -> str:
 
 
 def _reads_as(plan: Plan, metric: Metric) -> str:
-    unit, bounds = plan.privacy_unit.column, plan.bounds
-    kept = (
-        f"rows kept by the bounds (at most {bounds.max_partitions} partition(s) x "
-        f"{bounds.max_rows_per_partition} row(s) per {unit} and window)"
-    )
+    unit, bounds = plan.privacy_unit.label, plan.bounds
+    partitions = f"at most {bounds.max_partitions} partition(s)"
+    kept = f"rows kept by the bounds ({partitions} x {bounds.max_rows_per_partition} row(s) per {unit} and window)"
     match metric:
         case Count():
             return kept
         case DistinctUnits():
             cell = ", site and partition" if bounds.max_partitions > 1 else " and site"
             return f"distinct {unit}, counted once per window{cell}, then added up"
-        case Sum():
-            return f"sum of {metric.column}, clipped to {metric.lower:g} .. {metric.upper:g}, over {kept}"
-        case Mean():
-            return f"mean of {metric.column}, clipped to {metric.lower:g} .. {metric.upper:g}, over {kept}"
+        case Sum(clip="unit"):
+            clipped = f"clipped to {metric.lower:g} .. {metric.upper:g} as a whole"
+            return f"sum of each {unit}'s {metric.column} in a window and partition, {clipped}, over {partitions}"
+        case Sum() | Mean() | Variance():
+            what = {Sum: "sum", Mean: "mean", Variance: "population variance"}[type(metric)]
+            return f"{what} of {metric.column}, clipped to {metric.lower:g} .. {metric.upper:g}, over {kept}"
+        case Histogram() | Quantiles():
+            edges, asked = metric.all_edges, [] if isinstance(metric, Histogram) else metric.quantiles
+            what = f"quantiles {', '.join(map(str, asked))}" if asked else "rows in each bin"
+            return (
+                f"{what} of {metric.column}, by {len(edges) - 1} bins from {edges[0]:g} to {edges[-1]:g}, over {kept}"
+            )
+        case Ratio():
+            by_name = {other.name: other for other in plan.metric}
+            above, below = (_reads_as(plan, by_name[name]) for name in (metric.numerator, metric.denominator))
+            return f"{metric.numerator} / {metric.denominator}: ({above}) / ({below})"

@@ -1,8 +1,9 @@
 """The lake: landed releases as tables that queries, and other engines, can read.
 
 Place: after the landing; the last stop of a release.
-On disk: one Delta table a plan hash, `<plan>/v<version>-<12 digits of the hash>/`, with a row per release and cell; a
-release without values is one row whose keys, vectors and scales are null.
+On disk: one Delta table a plan hash, `<plan>/v<version>-<12 digits of the hash>/`, with a row per release and cell, or
+per release, discovered key and public cell. A release without values, or without a key, is one row whose keys and
+vectors are null.
 Invariants:
 - A release is in the lake once: the commit that brings it in also notes the highest landing id, and a release at or
   below that mark is looked for before it is written again.
@@ -23,26 +24,24 @@ from deltalake.exceptions import TableNotFoundError
 
 from cloud_collector.errors import StoreFailed
 from edge_agg.contract.cells import keys, n_cells
-from edge_agg.contract.release import Release, Status
 from edge_agg.contract.vectors import plan_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from cloud_collector.payload import Values
     from edge_agg.contract.plan import Plan, PlanHash
+    from edge_agg.contract.release import Release
 
-    Row = tuple[int, Release, Mapping[str, NDArray[np.int64]]]
+    Row = tuple[int, Release, Values]
 
 _MOMENT = pa.timestamp("us", tz="UTC")
 _KEY = ["landing_id", "tenant", "node", "window_start"]
 
 
 def table_schema(plan: Plan) -> pa.Schema:
-    """The table's columns: who and when, one string a partition column, then each vector and its noise's scale."""
+    """The table's columns: who and when, one string a partition, then each vector's columns and its noise's scale."""
     fields = [
         ("tenant", pa.string()),
         ("node", pa.string()),
@@ -50,10 +49,10 @@ def table_schema(plan: Plan) -> pa.Schema:
         ("window_end", _MOMENT),
         ("status", pa.string()),
         ("landing_id", pa.int64()),
-        *((partition.column, pa.string()) for partition in plan.partition),
+        *((partition.label, pa.string()) for partition in plan.partition),
     ]
     for vector in plan_vectors(plan):
-        fields += [(vector.name, pa.int64()), (f"{vector.name}__scale", pa.float64())]
+        fields += [*((column, pa.int64()) for column in vector.columns), (f"{vector.name}__scale", pa.float64())]
     return pa.schema([pa.field(name, kind) for name, kind in fields])
 
 
@@ -81,7 +80,7 @@ class Lake:
         Args:
             plan: whose cells the values follow.
             plan_hash: whose table it is.
-            releases: landing id (ascending), header, int64[n_cells] by vector.
+            releases: landing id (ascending), header, values.
             app_id: the landing's id; ids are compared within one landing.
 
         Raises:
@@ -185,16 +184,14 @@ def _table(plan: Plan, releases: Sequence[Row]) -> pa.Table:
     schema = table_schema(plan)
     columns = list(zip(*keys(plan), strict=True))
     texts = {
-        partition.column: pa.array(column, pa.string())
-        for partition, column in zip(plan.partition, columns, strict=False)
+        partition.label: pa.array(column, pa.string()) for partition, column in zip(plan.public, columns, strict=False)
     }
-    return pa.concat_tables([_rows(schema, texts, row, n_cells(plan)) for row in releases])
+    return pa.concat_tables([_rows(plan, schema, texts, row) for row in releases])
 
 
-def _rows(schema: pa.Schema, texts: Mapping[str, pa.Array], row: Row, cells: int) -> pa.Table:
+def _rows(plan: Plan, schema: pa.Schema, texts: Mapping[str, pa.Array], row: Row) -> pa.Table:
     landing_id, release, values = row
-    released = release.status is Status.RELEASED
-    length = cells if released else 1
+    valued = release.rows > 0
     same: dict[str, object] = {
         "tenant": release.tenant,
         "node": release.agent,
@@ -204,12 +201,25 @@ def _rows(schema: pa.Schema, texts: Mapping[str, pa.Array], row: Row, cells: int
         "landing_id": landing_id,
         **{f"{spec.name}__scale": spec.scale for spec in release.vectors},
     }
-    varying = {**texts, **{name: pa.array(vector) for name, vector in values.items()}} if released else {}
+    varying = _key_columns(plan, texts, values.keys) if valued else {}
+    varying |= {name: pa.array(column) for name, column in values.columns.items()} if valued else {}
     columns = [
-        varying[field.name] if field.name in varying else pa.repeat(pa.scalar(same.get(field.name), field.type), length)
+        varying[field.name]
+        if field.name in varying
+        else pa.repeat(pa.scalar(same.get(field.name), field.type), max(1, release.rows))
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _key_columns(plan: Plan, texts: Mapping[str, pa.Array], found: Sequence[str] | None) -> dict[str, pa.Array]:
+    """The keys of each row: the public cells, over again for every discovered key."""
+    if plan.discovered is None or found is None:
+        return dict(texts)
+    cells = n_cells(plan)
+    columns = {name: pa.concat_arrays([column] * len(found)) for name, column in texts.items()}
+    each = pa.array([text for text in found for _ in range(cells)], pa.string())
+    return {**columns, plan.discovered.label: each}
 
 
 def _fsync(path: Path) -> None:

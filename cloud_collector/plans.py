@@ -18,7 +18,7 @@ import msgspec
 
 from cloud_collector.errors import ConfigInvalid, PlanUnknown
 from edge_agg.contract.errors import PlanInvalid
-from edge_agg.contract.plan import Plan, PlanHash, parse_plan, plan_hash
+from edge_agg.contract.plan import Plan, PlanHash, parse_plan, plan_hash, self_contained
 
 if TYPE_CHECKING:
     import builtins
@@ -64,7 +64,7 @@ class PlanRegistry:
             PlanInvalid: the text is not a plan; fix the field that the message names.
             ConfigInvalid: its version is taken by another meaning.
         """
-        plan = parse_plan(text)
+        plan = parse_plan(text)  # without a file of keys: what is stored stands alone
         registered = RegisteredPlan(plan=plan, hash=plan_hash(plan), text=text, nodes=tuple(nodes))
         with _locked(self._folder) as folder_fd:
             for other in self.list():
@@ -73,6 +73,15 @@ class PlanRegistry:
             stored = _Stored(text=text, nodes=registered.nodes)
             _write(self._file(registered.hash), msgspec.json.encode(stored), folder_fd)
         return registered
+
+    def add_file(self, path: Path, nodes: Sequence[str]) -> RegisteredPlan:
+        """Register the plan in a file, with the keys that it reads from files beside it written out.
+
+        Raises:
+            PlanInvalid: as :meth:`add`.
+            ConfigInvalid: as `add`; or a file cannot be read.
+        """
+        return self.add(self_contained(_text(path), lambda name: _text(path.parent / name)), nodes)
 
     def get(self, plan_hash: PlanHash) -> RegisteredPlan | None:
         """The plan of a hash, also if another process registered it a moment ago; None if nobody did."""
@@ -105,6 +114,13 @@ class PlanRegistry:
 
     def _file(self, plan_hash: PlanHash) -> Path:
         return self._folder / f"{plan_hash.hex()}.json"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise ConfigInvalid(f"{path.name}: the plan file, or a file of keys beside it, cannot be read") from None
 
 
 def _is_hash(stem: str) -> bool:

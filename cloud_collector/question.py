@@ -7,7 +7,7 @@ own columns, metrics and keys and repeats nothing out of the question.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,11 @@ class Asked:
     metric: Metric
     vectors: tuple[Vector, ...]
     keys: dict[str, list[str]]
-    """By partition column, the keys that are kept, in the plan's order."""
+    """By partition, the keys that are kept, in the plan's order; those of a discovered one are found in the lake."""
+    discovered: str | None
+    """The partition whose keys are found."""
+    wanted: tuple[str, ...] | None
+    """Of the discovered partition, the keys that the question names; None if it names none, and so asks for all."""
     node_names: tuple[frozenset[str], ...]
     """Each holds the names that one filter keeps."""
 
@@ -86,8 +90,8 @@ class Asked:
     def of(cls, plan: Plan, question: Question) -> Asked:
         """Check a question against a plan; raises QuestionInvalid."""
         metrics = {metric.name: metric for metric in plan.metric}
-        offered = {partition.column: [key_text(key) for key in dimension(partition)] for partition in plan.partition}
-        keys = dict(offered)
+        keys = {partition.label: [key_text(key) for key in dimension(partition)] for partition in plan.partition}
+        discovered = None if plan.discovered is None else plan.discovered.label
         columns = ", ".join([*keys, "node"])
         length_us = window_us(plan)
         require(question.metric in metrics, f"metric: the plan has {', '.join(metrics)}")
@@ -99,21 +103,31 @@ class Asked:
             f"every: must be a multiple of the plan's window, {plan.window.every}",
         )
         require(0 < question.confidence <= _MAX_CONFIDENCE, f"confidence: must lie in 0 .. {_MAX_CONFIDENCE}")
+        kept: dict[str, set[str]] = {}
         for column, values in question.where:
             require(column in {*keys, "node"}, f"where: the plan has {columns}")
             require(len(values) > 0, f"where.{column}: names no value")
-            if column != "node":
-                fits = set(values) <= set(offered[column])
-                require(fits, f"where.{column}: the plan's keys are {_listed(offered[column])}")
-                keys[column] = [key for key in keys[column] if key in values]
+            if column not in {discovered, "node"}:
+                require(
+                    set(values) <= set(keys[column]), f"where.{column}: the plan's keys are {_listed(keys[column])}"
+                )
+            kept[column] = kept.get(column, set(values)) & set(values)
         return cls(
             question=question,
             plan=plan,
             metric=metrics[question.metric],
             vectors=vectors_of(plan, metrics[question.metric]),
-            keys=keys,
+            keys={
+                column: [key for key in offered if key in kept.get(column, offered)] for column, offered in keys.items()
+            },
+            discovered=discovered,
+            wanted=tuple(sorted(kept[discovered])) if discovered is not None and discovered in kept else None,
             node_names=tuple(frozenset(values) for column, values in question.where if column == "node"),
         )
+
+    def found(self, keys: Iterable[str]) -> Asked:
+        """The same question, with these discovered keys to group by."""
+        return self if self.discovered is None else replace(self, keys={**self.keys, self.discovered: sorted(keys)})
 
     def select_nodes(self, known: Iterable[Node]) -> list[Node]:
         """The known nodes that the question keeps, by name."""

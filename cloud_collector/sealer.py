@@ -11,26 +11,24 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from cloud_collector.errors import StoreFailed
+from cloud_collector.payload import open_payload
 from cloud_collector.telemetry import Event, emit
-from edge_agg.contract import arrow, codec
-from edge_agg.contract.cells import n_cells
+from edge_agg.contract import codec
 from edge_agg.contract.errors import MalformedRelease
-from edge_agg.contract.vectors import plan_vectors
+from edge_agg.contract.vectors import payload_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from cloud_collector.lake import Lake
+    from cloud_collector.payload import Values
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.release import Release
 
     _Opened = tuple[int, Release, bytes]
 
-MAX_ROWS = 500_000
-"""Rows of one commit, unless a single release has more."""
+MAX_VALUES = 2_000_000
+"""Values of one commit, unless a single release has more: they are in memory together."""
 _CHUNK = 256  # releases that are read from the landing at a time
 
 
@@ -107,8 +105,8 @@ class Sealer:
             return moved
 
     def _move(self, plan: Plan, plan_hash: PlanHash, group: Sequence[_Opened]) -> int:
-        for part in _parts(group, max(1, MAX_ROWS // n_cells(plan))):
-            rows = [(landing_id, release, _values(plan, payload)) for landing_id, release, payload in part]
+        for part in _parts(group, len(payload_columns(plan))):
+            rows = [(landing_id, release, _values(plan, release, payload)) for landing_id, release, payload in part]
             self._lake.append(plan, plan_hash, rows, app_id=self._landing.id)
             self._landing.mark_sealed([landing_id for landing_id, _, _ in rows])
         emit(Event.RELEASES_SEALED, releases=len(group), plan=plan.name, version=plan.version)
@@ -127,14 +125,23 @@ def _by_plan(chunk: Sequence[Waiting]) -> dict[PlanHash, list[_Opened]]:
     return groups
 
 
-def _parts(group: Sequence[_Opened], size: int) -> Iterator[Sequence[_Opened]]:
-    return (group[start : start + size] for start in range(0, len(group), size))
+def _parts(group: Sequence[_Opened], columns: int) -> Iterator[Sequence[_Opened]]:
+    """Cut a group, in its order, into what one commit takes."""
+    part: list[_Opened] = []
+    values = 0
+    for one in group:
+        size = one[1].rows * columns
+        if part and values + size > MAX_VALUES:
+            yield part
+            part, values = [], 0
+        part.append(one)
+        values += size
+    if part:
+        yield part
 
 
-def _values(plan: Plan, payload: bytes) -> dict[str, NDArray[np.int64]]:
-    if not payload:
-        return {}
+def _values(plan: Plan, release: Release, payload: bytes) -> Values:
     try:
-        return arrow.decode(payload, [vector.name for vector in plan_vectors(plan)], n_cells(plan))
+        return open_payload(release, payload, plan)
     except MalformedRelease:
         raise StoreFailed("a landed release is no longer what it was: look at the disk") from None

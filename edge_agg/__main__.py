@@ -1,4 +1,7 @@
-"""The command line of the edge agent: `check`, `run`, `status`. Heavy rooms are imported when a command needs them."""
+"""The command line of the edge agent: `check`, `preview`, `run`, `status`, `ledger`.
+
+Heavy rooms are imported when a command needs them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,15 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXIT_UNEXPECTED, EXIT_CONFIG, EXIT_SOURCE, EXIT_JOURNAL, EXIT_NOT_DRAINED, EXIT_PARKED = 1, 3, 4, 5, 6, 7
+EXIT_UNEXPECTED, EXIT_CONFIG, EXIT_SOURCE, EXIT_JOURNAL, EXIT_NOT_DRAINED, EXIT_PARKED, EXIT_DIFFERS = (
+    1,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+)
 EXIT_CODES = """\b
 Exit codes:
   0  done
@@ -25,6 +36,7 @@ Exit codes:
   5  the journal cannot be read or written
   6  run --drain: the collector did not take everything in time; run again
   7  run --drain: the collector refused a release for good; see status
+  8  ledger: the journal contradicts its plans, its chain or its budgets
 """
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -38,12 +50,52 @@ def cli() -> None:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("path", type=_FILE)
 @click.option("--sites", default=1, show_default=True, type=click.IntRange(1, 10**6), help="Sites in the fleet.")
-def check(path: Path, sites: int) -> None:
-    """Say what PATH (a plan, or an agent's config) would cost and release. Reads no events, spends nothing."""
+@click.option("--what-if", type=_FILE, help="With a config: a plan that is not in it yet.")
+@click.option("--account", help="With --what-if: the account that would pay.")
+def check(path: Path, sites: int, what_if: Path | None, account: str | None) -> None:
+    """Say what PATH (a plan, or an agent's config) would cost and release, and how long its accounts last.
+
+    Reads no events, spends nothing.
+    """
+    if (what_if is None) != (account is None):
+        raise click.UsageError("--what-if and --account stand together")
     with _exit_codes():
         from edge_agg import report
 
-        report.check(path, sites)
+        report.check(path, sites, what_if=what_if, account=account)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("plan", type=_FILE)
+@click.option("--sites", default=1, show_default=True, type=click.IntRange(1, 10**6), help="Sites in the fleet.")
+@click.option("--sample", help="Event files of one site (a pattern). Their figures are NOT private.")
+@click.option(
+    "--rows", default=1000, show_default=True, type=click.IntRange(1), help="Rows in a cell, without a sample."
+)
+@click.option("--windows", default=4, show_default=True, type=click.IntRange(1), help="Windows to roll up over.")
+@click.option("--want", help="5%, METRIC=5% or METRIC=NUMBER: what epsilon and bounds that takes.")
+@click.option("--agent", type=_FILE, help="With --want: the config whose account would pay.")
+@click.option("--account", help="With --agent: the account.")
+def preview(
+    plan: Path,
+    *,
+    sites: int,
+    sample: str | None,
+    rows: int,
+    windows: int,
+    want: str | None,
+    agent: Path | None,
+    account: str | None,
+) -> None:
+    """Say how accurate the answers to PLAN will be, before anything is spent."""
+    if (agent is None) != (account is None) or (agent is not None and want is None):
+        raise click.UsageError("--agent and --account stand together, with --want")
+    with _exit_codes():
+        from edge_agg.preview.page import Question, show
+        from edge_agg.preview.wanted import Payer
+
+        payer = None if agent is None or account is None else Payer(config=agent, account=account)
+        show(plan, Question(sites=sites, rows=rows, windows=windows, sample=sample, want=want, payer=payer))
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -92,6 +144,19 @@ def status(config: Path) -> None:
         from edge_agg import report
 
         report.status(config)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("config", type=_FILE)
+@click.option("--json", "machine", is_flag=True, help="For machines.")
+def ledger(config: Path, *, machine: bool) -> None:
+    """Recompute every charge and release of an agent's journal from its plans; safe while it runs."""
+    with _exit_codes():
+        from edge_agg.audit import page
+
+        follows = page.ledger(config, machine=machine)
+    if not follows:
+        sys.exit(EXIT_DIFFERS)
 
 
 def _leave(state: str, name: str, *, drained: bool) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agg.clock import wait_first
-from edge_agg.config import horizon_of, span_of
+from edge_agg.config import discovery_of, horizon_of, plans_of, span_of
 from edge_agg.contract.grid import window_of
 from edge_agg.ingest.file import FileSource
 from edge_agg.ingest.source import Part
@@ -202,7 +202,12 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
     accounts = {
         account.name: Account(
             name=account.name,
-            budget=budget_of(epsilon=account.epsilon, delta=account.delta, horizon=horizon_of(account)),
+            budget=budget_of(
+                epsilon=account.epsilon,
+                delta=account.delta,
+                horizon=horizon_of(account),
+                discovery=discovery_of(account, plans_of(config, plans, account.name)),
+            ),
         )
         for account in config.account
     }

@@ -17,6 +17,7 @@ from edge_agg.contract.plan import Plan, parse_duration, parse_plan
 from edge_agg.errors import ConfigInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 _DAY = timedelta(days=1)
@@ -61,6 +62,8 @@ class AccountTable(_Strict, frozen=True, kw_only=True):
     epsilon: float
     delta: float
     horizon: str
+    discovery: float | None = None
+    """The part of delta that key discovery may use in a horizon; half of it if absent and a plan discovers keys."""
 
 
 class SourceTable(_Strict, frozen=True, kw_only=True):
@@ -136,18 +139,37 @@ def load_plan(path: Path) -> Plan:
         ConfigInvalid: naming the file and the path of the first field that is wrong.
     """
     try:
-        return parse_plan(path.read_text())
+        return parse_plan(_text(path), read=lambda name: _text(path.parent / name))
+    except PlanInvalid as error:
+        raise ConfigInvalid(f"{path}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigInvalid(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{path}: not UTF-8") from None
-    except PlanInvalid as error:
-        raise ConfigInvalid(f"{path}: {error}") from None
+    except ValueError:
+        raise ConfigInvalid(f"{path}: cannot be read (no name of a file)") from None
 
 
 def horizon_of(account: AccountTable) -> timedelta:
     """The account's horizon."""
     return parse_duration(account.horizon)
+
+
+def plans_of(config: Config, plans: Sequence[Plan], account: str) -> list[Plan]:
+    """The plans that an account pays for; `plans` as :func:`load` returned them."""
+    return [plan for entry, plan in zip(config.plan, plans, strict=True) if entry.account == account]
+
+
+def discovery_of(account: AccountTable, plans: Iterable[Plan]) -> float:
+    """The part of the account's delta that is kept for key discovery, given the plans that it pays for."""
+    if account.discovery is not None:
+        return account.discovery
+    return account.delta / 2 if any(plan.discovered is not None for plan in plans) else 0.0
 
 
 def span_of(history: HistoryTable | None) -> tuple[datetime | None, datetime | None]:
@@ -188,7 +210,9 @@ def _rules(config: Config, plans: list[Plan]) -> list[tuple[str, bool, str]]:
     for i, (entry, plan) in enumerate(zip(config.plan, plans, strict=True)):
         named = accounts.get(entry.account)
         rules.append((f"$.plan[{i}].account", named is not None, "names no account"))
-        same = named is not None and named.privacy_unit == plan.privacy_unit.column
+        paid = named is None or plan.discovered is None or named.discovery != 0
+        rules.append((f"$.plan[{i}].account", paid, "keeps no delta for discovery, and the plan discovers keys"))
+        same = named is not None and named.privacy_unit == plan.privacy_unit.label
         rules.append((f"$.plan[{i}].account", same, "protects another privacy unit than the plan"))
     types: dict[str, str] = {}
     for i, plan in enumerate(plans):
@@ -206,6 +230,7 @@ def _account_rules(path: str, account: AccountTable) -> list[tuple[str, bool, st
         (f"{path}.name", _NAME.fullmatch(account.name) is not None, "letters, digits and _.- only, 63 at most"),
         (f"{path}.epsilon", 0 < account.epsilon <= 1000, "must lie in 0 .. 1000"),
         (f"{path}.delta", 0 < account.delta < 1, "must lie between 0 and 1"),
+        (f"{path}.discovery", 0 <= (account.discovery or 0) < account.delta, "must be a part of delta"),
         (
             f"{path}.horizon",
             horizon is not None and _DAY <= horizon <= 36_525 * _DAY,

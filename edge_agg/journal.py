@@ -13,7 +13,8 @@ the journal is finished (JournalFailed): the process ends, and a retried fsync c
 |---|---|
 | journal | this file's incarnation and secret |
 | plan | a plan that was ever charged, as written, so that an auditor can recompute |
-| charge | one attempt at one window (T1) |
+| charge | one attempt at one window (T1); `through_us` is the last window that it covers, if it covers more |
+| participation | where a plan bounds windows: the windows that each unit counted in (T1) |
 | release | one sealed release (T2); its payload goes once it is acked (T3) |
 | part | one file that was read to its end, and how far its rows can reach |
 | local_count | what the agent knows about its own data; it stays on the device |
@@ -24,7 +25,7 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,6 +37,7 @@ from edge_agg.contract.release import Charge, Link, Sealed, Status
 from edge_agg.errors import JournalFailed
 from edge_agg.failpoint import failpoint
 from edge_agg.lock import FolderLock
+from edge_agg.participation import SCHEMA, record_units, spent_units
 from edge_agg.privacy.ledger import Entry, total
 
 if TYPE_CHECKING:
@@ -45,14 +47,16 @@ if TYPE_CHECKING:
 
     from edge_agg.contract.plan import PlanHash
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
+SCHEMA_VERSION = 2
+_SCHEMA = (
+    """
 CREATE TABLE journal (
   incarnation TEXT NOT NULL, secret BLOB NOT NULL, agent TEXT NOT NULL, created_us INTEGER NOT NULL) STRICT;
 CREATE TABLE plan (plan_hash BLOB PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL) STRICT;
 CREATE TABLE charge (
   account TEXT NOT NULL, plan_hash BLOB NOT NULL, window_start_us INTEGER NOT NULL, attempt INTEGER NOT NULL,
-  rho TEXT NOT NULL, delta TEXT NOT NULL, PRIMARY KEY (plan_hash, window_start_us, attempt)) STRICT;
+  rho TEXT NOT NULL, delta TEXT NOT NULL, through_us INTEGER,
+  PRIMARY KEY (plan_hash, window_start_us, attempt)) STRICT;
 CREATE TABLE release (
   seq INTEGER PRIMARY KEY, plan_hash BLOB NOT NULL, window_start_us INTEGER NOT NULL, window_end_us INTEGER NOT NULL,
   status TEXT NOT NULL, header BLOB NOT NULL, payload BLOB, hash BLOB NOT NULL,
@@ -64,6 +68,10 @@ CREATE TABLE part (
   reach_us INTEGER NOT NULL, PRIMARY KEY (source, path)) STRICT;
 CREATE TABLE local_count (name TEXT PRIMARY KEY, n INTEGER NOT NULL) STRICT;
 """
+    + SCHEMA
+)
+_UPGRADES = {1: "ALTER TABLE charge ADD COLUMN through_us INTEGER;" + SCHEMA}
+"""What brings a journal from a version to the next; what was charged and released stays as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +80,15 @@ class Waiting:
 
     seq: int
     sealed: Sealed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """The units that a window counts, where a plan bounds the windows of a period."""
+
+    period: datetime
+    """Its start."""
+    units: Collection[int | str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +154,11 @@ class Journal:
                         (secrets.token_hex(16), secrets.token_bytes(32), agent, to_us(now)),
                     )
                     db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            elif version in _UPGRADES:
+                _check_owner(db, agent)
+                with db:
+                    db.execute(_UPGRADES[version])
+                    db.execute(f"PRAGMA user_version={version + 1}")
             for place in (folder, folder.parent):
                 _sync(place)
             journal = cls._checked(db, agent)
@@ -162,11 +184,10 @@ class Journal:
             version = db.execute("PRAGMA user_version").get
             if version != SCHEMA_VERSION:
                 raise JournalFailed(f"the journal has version {version}, this program writes {SCHEMA_VERSION}")
-            rows = db.execute("SELECT incarnation, secret, agent, created_us FROM journal")
-            incarnation, secret, owner, created_us = next(iter(rows))
-        if owner != agent:
-            raise JournalFailed("the journal in this folder belongs to another agent")
-        return cls(db, incarnation, secret, owner, from_us(created_us))
+            _check_owner(db, agent)
+            rows = db.execute("SELECT incarnation, secret, created_us FROM journal")
+            incarnation, secret, created_us = next(iter(rows))
+        return cls(db, incarnation, secret, agent, from_us(created_us))
 
     def hold(self, lock: FolderLock) -> None:
         """Keep a folder's lock as long as the journal is open."""
@@ -183,28 +204,61 @@ class Journal:
     # What was charged (T1)
 
     def charge(
-        self, *, account: str, plan_hash: PlanHash, name: str, text: str, window_start: datetime, charge: Charge
+        self,
+        *,
+        account: str,
+        plan_hash: PlanHash,
+        name: str,
+        text: str,
+        entry: Entry,
+        counted: Counted | None = None,
     ) -> None:
         """T1: one more attempt at a window, and its charge, committed before anything is drawn.
 
         The caller has checked that there is room; one process, one thread, so nothing comes between.
+
+        Args:
+            account: that pays.
+            plan_hash: the plan's.
+            name: the plan's.
+            text: the plan itself, for an auditor.
+            entry: the window and its charge.
+            counted: where the plan bounds windows, the units that this one counts.
         """
         failpoint("before_charge")
+        window_us = to_us(entry.window_start)
+        through_us = None if entry.through is None else to_us(entry.through)
         with self._guarded(), self._db:
             self._db.execute("INSERT OR IGNORE INTO plan VALUES (?, ?, ?)", (plan_hash, name, text))
+            attempt = self.attempts(plan_hash, entry.window_start) + 1
             self._db.execute(
-                "INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    account,
-                    plan_hash,
-                    to_us(window_start),
-                    self.attempts(plan_hash, window_start) + 1,
-                    str(charge.rho),
-                    str(charge.delta),
-                ),
+                "INSERT INTO charge (account, plan_hash, window_start_us, attempt, rho, delta, through_us) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (account, plan_hash, window_us, attempt, str(entry.charge.rho), str(entry.charge.delta), through_us),
             )
+            if counted is not None:
+                period_us = to_us(counted.period)
+                record_units(self._db, plan_hash, period_us=period_us, window_us=window_us, units=counted.units)
             failpoint("charge_uncommitted")
         failpoint("charge_committed")
+
+    def is_covered(self, plan_hash: PlanHash, window_start: datetime) -> bool:
+        """Whether an earlier charge of the plan covers this window too."""
+        query = "SELECT count(*) FROM charge WHERE plan_hash=? AND window_start_us<? AND through_us>=?"
+        return bool(self._one(query, plan_hash, to_us(window_start), to_us(window_start)))
+
+    def spent_units(
+        self, plan_hash: PlanHash, *, period: datetime, window_start: datetime, max_windows: int
+    ) -> list[int | str]:
+        """The units that have used up their windows of the period before this one; they stay on the device."""
+        with self._guarded():
+            return spent_units(
+                self._db,
+                plan_hash,
+                period_us=to_us(period),
+                window_us=to_us(window_start),
+                max_windows=max_windows,
+            )
 
     def attempts(self, plan_hash: PlanHash, window_start: datetime) -> int:
         """How often noise may have been drawn for a window."""
@@ -216,10 +270,15 @@ class Journal:
 
     def entries(self, account: str) -> list[Entry]:
         """Every charge of an account, by window."""
-        rows = self._all(
-            "SELECT window_start_us, rho, delta FROM charge WHERE account=? ORDER BY window_start_us", account
-        )
-        return [Entry(window_start=from_us(us), charge=_charge(rho, delta)) for us, rho, delta in rows]
+        query = "SELECT window_start_us, rho, delta, through_us FROM charge WHERE account=? ORDER BY window_start_us"
+        return [
+            Entry(
+                window_start=from_us(us),
+                charge=_charge(rho, delta),
+                through=None if through_us is None else from_us(through_us),
+            )
+            for us, rho, delta, through_us in self._all(query, account)
+        ]
 
     def window_charge(self, plan_hash: PlanHash, window_start: datetime) -> Charge:
         """What a window was charged, all attempts together."""
@@ -377,6 +436,12 @@ class Journal:
         except JournalFailed:
             self._failed = True
             raise
+
+
+def _check_owner(db: apsw.Connection, agent: str) -> None:
+    """Refuse another agent's journal, before anything is written to it."""
+    if db.execute("SELECT agent FROM journal").get != agent:
+        raise JournalFailed("the journal in this folder belongs to another agent")
 
 
 def _sync(folder: Path) -> None:

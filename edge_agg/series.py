@@ -3,7 +3,9 @@
 Place: steps 3 to 7 of an event's way, in their order: window, bound, aggregate, charge, noise, seal.
 Invariants: one release for each window, oldest first, and never a second; the charge is committed before the noise is
 drawn, the sealed bytes before anything is sent; of the exact vectors nothing outlives `_released`. A window that was
-charged twice without being sealed is published as lost, one that finds no room as exhausted: never silence.
+charged twice without being sealed is published as lost, one that finds no room as exhausted: never silence. Where a
+plan bounds the windows of a period, the first that is drawn pays for as many as one unit can count in, the others pay
+nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
+import pyarrow as pa
 
 from edge_agg.contract import arrow, codec
-from edge_agg.contract.cells import n_cells
+from edge_agg.contract.grid import window_of
 from edge_agg.contract.plan import PlanHash, plan_hash
-from edge_agg.contract.release import Release, Status
+from edge_agg.contract.release import Charge, Release, Status
 from edge_agg.errors import BudgetExhausted
 from edge_agg.failpoint import failpoint
+from edge_agg.journal import Counted
 from edge_agg.privacy.ledger import Budget, Entry, check_room
 from edge_agg.privacy.rows import read_events
 from edge_agg.telemetry import Event, emit
@@ -31,11 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    import pyarrow as pa
-
     from edge_agg.journal import Journal, Position
     from edge_agg.privacy.bound import Bounding
-    from edge_agg.privacy.measurement import Measurement
+    from edge_agg.privacy.measurement import Measurement, Noisy
 
 MAX_ATTEMPTS = 2
 """Draws that a window may be charged for; after that it is lost."""
@@ -118,8 +120,9 @@ class Series:
         """
         plan = self.measurement.plan
         bounding = self._open.pop(start, None) or self.measurement.bounding(self._salt(start))
-        status = self._charge(start)
-        payload = self._released(bounding) if status is Status.RELEASED else b""
+        status = self._status(start)
+        noisy = self._released(start, bounding) if status is Status.RELEASED else None
+        payload = b"" if noisy is None else arrow.encode(noisy.columns, noisy.keys)
         link = self.journal.next_link()
         release = Release(
             tenant=self.tenant,
@@ -134,11 +137,12 @@ class Series:
             account=self.account.name,
             charge=self.journal.window_charge(self.hash, start),
             cumulative=self.journal.cumulative(self.account.name),
-            vectors=self.measurement.specs if payload else (),
+            vectors=() if noisy is None else self.measurement.specs,
             max_partitions=plan.bounds.max_partitions,
             max_rows_per_partition=plan.bounds.max_rows_per_partition,
             max_nodes=plan.privacy_unit.max_nodes,
-            rows=n_cells(plan) if payload else 0,
+            selection=None if noisy is None else self.measurement.selection,
+            rows=0 if noisy is None else len(next(iter(noisy.columns.values()))),
             payload_sha256=hashlib.sha256(payload).digest() if payload else b"",
         )
         self.journal.seal(
@@ -155,32 +159,60 @@ class Series:
         emit(Event.WINDOW_SEALED, plan=plan.name, window=start.isoformat(), status=status.value)
         return status
 
-    def _charge(self, start: datetime) -> Status:
-        """T1, or the reason why nothing may be drawn."""
+    def _status(self, start: datetime) -> Status:
+        """Whether the window may be drawn, or the reason why not; changes nothing."""
         attempts = self.journal.attempts(self.hash, start)
         if attempts >= MAX_ATTEMPTS:
             return Status.LOST
-        new = Entry(window_start=start, charge=self.measurement.charge)
         try:
-            check_room(self.account.budget, self.journal.entries(self.account.name), new)
+            check_room(self.account.budget, self.journal.entries(self.account.name), self._entry(start, attempts))
         except BudgetExhausted:
             return Status.LOST if attempts else Status.EXHAUSTED
-        plan = self.measurement.plan
+        return Status.RELEASED
+
+    def _entry(self, start: datetime, attempts: int) -> Entry:
+        """What this attempt costs.
+
+        Where units count in at most m windows of a period, the first window that is drawn pays m times and covers the
+        rest of the period: no unit loses more, whichever windows count it. A second draw of a window pays for itself.
+        """
+        plan, charge = self.measurement.plan, self.measurement.charge
+        period, windows = self._period(start), plan.bounds.max_windows
+        if period is None or windows is None or plan.period is None or attempts:
+            return Entry(window_start=start, charge=charge)
+        if self.journal.is_covered(self.hash, start):
+            return Entry(window_start=start, charge=Charge())
+        return Entry(window_start=start, charge=charge * windows, through=period + plan.period - plan.every)
+
+    def _period(self, start: datetime) -> datetime | None:
+        """The start of the period that the window lies in, where the plan has one."""
+        length = self.measurement.plan.period
+        return None if length is None else window_of(start, length)
+
+    def _released(self, start: datetime, bounding: Bounding) -> Noisy:
+        """T1, then aggregate and draw. Nothing of it is logged, counted or kept but the noisy values."""
+        plan, period = self.measurement.plan, self._period(start)
+        counted, without = None, None
+        if period is not None and plan.bounds.max_windows is not None:
+            spent = self.journal.spent_units(
+                self.hash, period=period, window_start=start, max_windows=plan.bounds.max_windows
+            )
+            # Of the plan's type and not of the window's rows: a window may have none.
+            integers = plan.events.columns[plan.privacy_unit.label] == "integer"
+            without = pa.array(spent, type=pa.int64() if integers else pa.string())
+            counted = Counted(period=period, units=set(bounding.units().to_pylist()).difference(spent))
+        bounded = bounding.kept(without=without)
         self.journal.charge(
             account=self.account.name,
             plan_hash=self.hash,
             name=plan.name,
             text=msgspec.json.encode(plan).decode(),
-            window_start=start,
-            charge=new.charge,
+            entry=self._entry(start, self.journal.attempts(self.hash, start)),
+            counted=counted,
         )
-        return Status.RELEASED
-
-    def _released(self, bounding: Bounding) -> bytes:
-        """Aggregate, draw, encode. Nothing of it is logged, counted or kept but the encoded noisy values."""
-        noisy = self.measurement.draw(self.measurement.exact(bounding.kept()))
+        noisy = self.measurement.release(bounded)
         failpoint("noise_drawn")
-        return arrow.encode(noisy)
+        return noisy
 
     def _salt(self, start: datetime) -> bytes:
         return window_salt(self.journal.secret, self.hash, start)

@@ -54,6 +54,10 @@ def split(times_us: npt.NDArray[np.int64], *, every: timedelta, closed_before: d
         closed_before: windows that start before it have closed.
         span: rows outside are dropped; what happens to a row depends on its own time alone.
     """
+    if len(times_us):
+        alone = _alone(int(times_us.min()), int(times_us.max()), every=every, closed_before=closed_before, span=span)
+        if alone is not None:
+            return Split(windows={alone: np.arange(len(times_us))}, late=0, outside=0)
     inside = np.ones(len(times_us), dtype=np.bool_)
     if span.start is not None:
         inside &= times_us >= _us(span.start)
@@ -64,7 +68,7 @@ def split(times_us: npt.NDArray[np.int64], *, every: timedelta, closed_before: d
     open_ = inside if closed_before is None else inside & (starts >= _us(closed_before))
     windows = {
         _EPOCH + int(start) * _MICROSECOND: np.flatnonzero(open_ & (starts == start))
-        for start in _distinct(starts[open_])
+        for start in np.unique(starts[open_])
     }
     return Split(windows=windows, late=int(inside.sum() - open_.sum()), outside=int((~inside).sum()))
 
@@ -94,11 +98,17 @@ def closing(
             yield start
 
 
-def _distinct(starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The distinct starts, in order; a batch mostly lies in one window, which needs no sort to see."""
-    if len(starts) and starts.min() == starts.max():
-        return starts[:1]
-    return np.unique(starts)
+def _alone(
+    first_us: int, last_us: int, *, every: timedelta, closed_before: datetime | None, span: Span
+) -> datetime | None:
+    """The start of the open window in which all rows between two moments lie, if there is one, as mostly."""
+    if (span.start is not None and first_us < _us(span.start)) or (span.end is not None and last_us >= _us(span.end)):
+        return None
+    step, origin = every // _MICROSECOND, _us(ORIGIN)
+    start = (first_us - origin) // step * step + origin
+    if last_us >= start + step or (closed_before is not None and start < _us(closed_before)):
+        return None
+    return _EPOCH + start * _MICROSECOND
 
 
 def _us(moment: datetime) -> int:

@@ -93,12 +93,12 @@ class UniqueNoise:
     def __call__(self, mechanism: Mechanism, scale: float, exact: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Answer with the next number in every cell."""
         self.answers.append(1_000 + len(self.answers))
-        return np.full(len(exact), self.answers[-1], dtype=np.int64)
+        return np.full(exact.shape, self.answers[-1], dtype=np.int64)
 
 
 def frozen_noise(mechanism: Mechanism, scale: float, exact: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Stands in for `noise.draw`: the same released values, whatever the data."""
-    return np.arange(len(exact), dtype=np.int64) * 37 - 5
+    return np.arange(exact.size, dtype=np.int64).reshape(exact.shape) * 37 - 5
 
 
 DROP_REQUEST, DROP_RESPONSE, MISMATCH, REVERSED = "drop_request", "drop_response", "mismatch", "reversed"
@@ -188,10 +188,20 @@ def small_plan_text(
     max_partitions: int = 1,
     max_rows: int = 2,
     mechanism: str = "gaussian",
+    by: str = "k",
+    max_windows: int | None = None,
+    period: str = "28d",
+    discover: float | None = None,
 ) -> str:
-    """A small plan as people write it: a unit `u`, a time `t`, a key `k`, a reading `x`."""
+    """A small plan as people write it: a unit `u`, a time `t`, a key `k`, a reading `x`.
+
+    With `max_windows` a unit counts in so many windows of a period; with `discover`, a delta, the keys are the data's.
+    """
     tables = "\n".join(f"[[metric]]\n{metric}" for metric in metrics or (COUNT,))
     delta = "delta = 1e-6" if mechanism == "gaussian" else ""
+    bounds = "" if max_windows is None else f'max_windows = {max_windows}\nperiod = "{period}"'
+    values = f"values = {keys}\nother = {str(other).lower()}"
+    cells = values if discover is None else f"discover = {{ delta = {discover!r} }}"
     return f"""
 [plan]
 name = "{name}"
@@ -204,13 +214,13 @@ column = "u"
 [bounds]
 max_partitions = {max_partitions}
 max_rows_per_partition = {max_rows}
+{bounds}
 [window]
 every = "{every}"
 lateness = "{lateness}"
 [[partition]]
-column = "k"
-values = {keys}
-other = {str(other).lower()}
+column = "{by}"
+{cells}
 {tables}
 [budget]
 mechanism = "{mechanism}"
@@ -265,7 +275,7 @@ url = "127.0.0.1:{port}"
 name = "people"
 privacy_unit = "u"
 epsilon = {epsilon}
-delta = 1e-5
+delta = 1e-5{discovery}
 horizon = "365d"
 {history}
 [[source]]
@@ -281,6 +291,7 @@ def write_config(
     history: tuple[str, str] | None = ("2013-01-07", "2013-02-04"),
     epsilon: float = 20.0,
     port: int = 1,
+    discovery: float | None = None,
 ) -> Path:
     """Write plans and an agent's config into a folder; returns the config's path."""
     tables = []
@@ -289,5 +300,6 @@ def write_config(
         tables.append(f'[[plan]]\npath = "plan{i}.toml"\naccount = "people"\n')
     span = f"\n[history]\nstart = {history[0]}\nend = {history[1]}\n" if history else ""
     path = home / "agent.toml"
-    path.write_text(AGENT.format(history=span, plans="\n".join(tables), epsilon=epsilon, port=port))
+    kept = "" if discovery is None else f"\ndiscovery = {discovery!r}"
+    path.write_text(AGENT.format(history=span, plans="\n".join(tables), epsilon=epsilon, port=port, discovery=kept))
     return path

@@ -2,13 +2,16 @@
 
 Place: the agent encodes once, when it seals; the collector decodes once, at admission.
 Layout: one zstd frame (with its content size) around one Arrow IPC stream: a schema, one record batch, the end mark.
-Invariants: fresh int64 columns, non-nullable, no metadata, no dictionary, no body compression, so the bytes hold the
+The columns are int64; where a plan discovers keys, a string column stands before them, with each released key once for
+every public cell, ascending.
+Invariants: fresh columns, non-nullable, no metadata, no dictionary, no body compression, so the bytes hold the
 released values and nothing else; nothing of a decoded message is trusted before it has been checked, in the order of
 :func:`decode`; and the work is bounded by the plan, not by the bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,18 +32,35 @@ _END = struct.pack("<II", _CONTINUATION, 0)
 _SCHEMA, _RECORD_BATCH = 1, 3
 
 
-def schema(names: Sequence[str]) -> pa.Schema:
-    """The payload's schema: one non-nullable int64 column a vector, in the plan's order."""
-    return pa.schema([pa.field(name, pa.int64(), nullable=False) for name in names])
+class Keys(NamedTuple):
+    """The discovered keys of a payload."""
+
+    partition: str
+    """Their column's name."""
+    texts: Sequence[str]
+    """Distinct, ascending by code point."""
 
 
-def encode(vectors: Mapping[str, npt.NDArray[np.int64]]) -> bytes:
-    """Encode released vectors, int64[n_cells] each, in their order.
+def schema(names: Sequence[str], *, key: str | None = None) -> pa.Schema:
+    """The payload's schema: a non-nullable int64 column a name, in the plan's order; the key's stands first."""
+    keys = [] if key is None else [pa.field(key, pa.string(), nullable=False)]
+    return pa.schema([*keys, *(pa.field(name, pa.int64(), nullable=False) for name in names)])
 
-    Guarantee: the bytes are a function of names and values alone (promise A5).
+
+def encode(columns: Mapping[str, npt.NDArray[np.int64]], keys: Keys | None = None) -> bytes:
+    """Encode released columns, in their order.
+
+    Args:
+        columns: int64[n_rows] each.
+        keys: where keys were discovered, those that were released; n_rows is a multiple of their number.
+
+    Guarantee: the bytes are a function of names, keys and values alone (promise A5).
     """
-    wanted = schema(list(vectors))
-    arrays = [pa.array(vector.tolist(), type=pa.int64()) for vector in vectors.values()]
+    wanted = schema(list(columns), key=None if keys is None else keys.partition)
+    arrays = [pa.array(column.tolist(), type=pa.int64()) for column in columns.values()]
+    if keys is not None:
+        cells = len(arrays[0]) // max(1, len(keys.texts))
+        arrays = [pa.array([text for text in keys.texts for _ in range(cells)], type=pa.string()), *arrays]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, wanted, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         writer.write_batch(pa.record_batch(arrays, schema=wanted))
@@ -62,18 +82,62 @@ def decode(payload: bytes, names: Sequence[str], rows: int) -> dict[str, npt.NDA
         MalformedRelease: at the first thing that is not as the plan says; the bytes are not worth a second try.
     """
     stream = _inflate(payload, max_stream_bytes(len(names), rows))
+    decoded = _decoded(stream, schema(names), rows)
+    return {name: column.to_numpy(zero_copy_only=True) for name, column in zip(names, decoded.columns, strict=True)}
+
+
+def decode_keyed(
+    payload: bytes, key: str, names: Sequence[str], rows: int, *, cells: int, max_bytes: int
+) -> tuple[Keys, dict[str, npt.NDArray[np.int64]]]:
+    """Decode a payload of discovered keys, as :func:`decode` does.
+
+    Args:
+        payload: of unknown origin.
+        key: the name of the keys' column.
+        names: the int64 columns.
+        rows: what the header says; the caller has checked it against the plan's limit.
+        cells: the plan's public cells: rows of each key.
+        max_bytes: the longest key, in UTF-8.
+
+    Returns:
+        The keys, and int64[rows] for each name: row `i * cells + c` is cell c of key i.
+
+    Raises:
+        MalformedRelease: as `decode`; also if keys do not ascend, are too long, or do not have all cells.
+    """
+    stream = _inflate(payload, max_stream_bytes(len(names), rows) + rows * (max_bytes + 4) + 1024)
+    decoded = _decoded(stream, schema(names, key=key), rows)
+    column = decoded.column(0).to_pylist()
+    texts = column[::cells]
+    if rows % cells or any(text != texts[i // cells] for i, text in enumerate(column)):
+        raise MalformedRelease("a key does not have each of the plan's cells")
+    if any(low >= high for low, high in itertools.pairwise(texts)):
+        raise MalformedRelease("the keys do not ascend")
+    lengths = [len(text.encode()) for text in texts]
+    if any(length > max_bytes for length in lengths):
+        raise MalformedRelease("a key is too long")
+    text = decoded.column(0).buffers()[2]
+    if cells * sum(lengths) != (0 if text is None else text.size):
+        raise MalformedRelease("the text is longer than its keys")
+    values = {
+        name: column.to_numpy(zero_copy_only=True) for name, column in zip(names, decoded.columns[1:], strict=True)
+    }
+    return Keys(key, texts), values
+
+
+def _decoded(stream: bytes, wanted: pa.Schema, rows: int) -> pa.RecordBatch:
+    """The one batch of a stream, once its framing, schema and buffers are what they must be."""
     head, batch = _frame(stream)
-    wanted = schema(names)
     try:
         if not pa.ipc.read_schema(pa.py_buffer(head.raw)).equals(wanted, check_metadata=True):
             raise MalformedRelease("the schema is not the plan's")
-        _check_batch(batch, len(names), rows)
+        _check_batch(batch, wanted, rows)
         with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
             decoded = reader.read_next_batch()
         decoded.validate(full=True)
     except (pa.ArrowException, UnicodeDecodeError, OverflowError, ValueError, OSError):
         raise MalformedRelease("the Arrow stream does not decode") from None
-    return {name: column.to_numpy(zero_copy_only=True) for name, column in zip(names, decoded.columns, strict=True)}
+    return decoded
 
 
 def _inflate(payload: bytes, limit: int) -> bytes:
@@ -125,7 +189,7 @@ def _message(stream: bytes, at: int) -> tuple[_Message, int]:
         raise MalformedRelease("broken message framing") from None
 
 
-def _check_batch(batch: _Message, n_vectors: int, rows: int) -> None:
+def _check_batch(batch: _Message, wanted: pa.Schema, rows: int) -> None:
     try:
         table = _Table(batch.metadata, batch.header)
         if table.scalar(0, "<q") != rows:
@@ -135,15 +199,27 @@ def _check_batch(batch: _Message, n_vectors: int, rows: int) -> None:
         nodes, buffers = table.pairs(1), table.pairs(2)
     except struct.error:
         raise MalformedRelease("broken record batch") from None
-    if nodes != [(rows, 0)] * n_vectors or len(buffers) != 2 * n_vectors:
+    lengths = _lengths(wanted, rows)
+    if nodes != [(rows, 0)] * len(wanted) or len(buffers) != len(lengths):
         raise MalformedRelease("the columns are not the plan's")
     free = 0
-    for (_, validity), (start, length) in zip(buffers[::2], buffers[1::2], strict=True):
-        if validity != 0 or length != 8 * rows or start < free or start % 8 or start + length > batch.body:
+    for (start, length), allowed in zip(buffers, lengths, strict=True):
+        if allowed == 0 and length == 0:  # validity: nothing is null; where it would begin says nothing
+            continue
+        fits = length == allowed if allowed is not None else length >= 0
+        if not fits or start < free or start % 8 or start + length > batch.body:
             raise MalformedRelease("a buffer lies outside its bounds")
         free = start + length
     if batch.body - free >= 64:
         raise MalformedRelease("the body is longer than its columns")
+
+
+def _lengths(wanted: pa.Schema, rows: int) -> list[int | None]:
+    """How many bytes each buffer has; None where only the decoder can tell (the text of the keys)."""
+    lengths: list[int | None] = []
+    for field in wanted:
+        lengths += [0, 4 * (rows + 1), None] if pa.types.is_string(field.type) else [0, 8 * rows]
+    return lengths
 
 
 class _Table:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.plan import PlanHash
-from edge_agg.contract.release import Charge, Link, Mechanism, Release, Sealed, Status, VectorSpec
+from edge_agg.contract.release import Charge, KeySpec, Link, Mechanism, Release, Sealed, Status, VectorSpec
 from edge_agg.contract.v1 import release_pb2 as pb
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -113,6 +113,19 @@ def _header(release: Release) -> pb.ReleaseHeader:
         ),
         rows=release.rows,
         payload_sha256=release.payload_sha256,
+        selection=None if release.selection is None else _selection(release.selection),
+    )
+
+
+def _selection(spec: KeySpec) -> pb.Selection:
+    return pb.Selection(
+        partition=spec.partition,
+        mechanism=_MECHANISM[spec.mechanism],
+        scale=spec.scale,
+        sensitivity=spec.sensitivity,
+        threshold=spec.threshold,
+        loss=spec.loss,
+        delta=spec.delta,
     )
 
 
@@ -153,6 +166,19 @@ def _release(message: pb.ReleaseHeader) -> Release:
         max_nodes=message.bounds.max_nodes,
         rows=message.rows,
         payload_sha256=message.payload_sha256,
+        selection=_read_selection(message.selection) if message.HasField("selection") else None,
+    )
+
+
+def _read_selection(spec: pb.Selection) -> KeySpec:
+    return KeySpec(
+        partition=spec.partition,
+        mechanism=_MECHANISM_BACK[spec.mechanism],
+        scale=spec.scale,
+        sensitivity=spec.sensitivity,
+        threshold=spec.threshold,
+        loss=spec.loss,
+        delta=spec.delta,
     )
 
 
@@ -184,7 +210,7 @@ def _check(release: Release, payload: bytes) -> None:
         "the window is empty": release.window_start < release.window_end,
         "values without the status released, or the reverse": released == bool(payload) == bool(release.vectors),
         "rows or sha256 without the status released, or the reverse": released
-        == (release.rows > 0)
+        == (release.rows > 0 or release.selection is not None)
         == bool(release.payload_sha256),
         "a vector's name is missing or stands twice": all(s.name for s in release.vectors)
         and len({s.name for s in release.vectors}) == len(release.vectors),
@@ -194,9 +220,16 @@ def _check(release: Release, payload: bytes) -> None:
             0 < s.scale < math.inf and 0 < s.sensitivity < math.inf for s in release.vectors
         ),
         "a loss is not positive": all(0 < s.loss < math.inf for s in release.vectors),
+        "the selection of keys is not one that could be": release.selection is None or _could_be(release.selection),
         "more was charged for this window than in all": release.charge.rho <= release.cumulative.rho
         and release.charge.delta <= release.cumulative.delta,
     }
     for problem, holds in rules.items():
         if not holds:
             raise MalformedRelease(problem)
+
+
+def _could_be(spec: KeySpec) -> bool:
+    numbers = (spec.scale, spec.sensitivity, spec.loss, spec.delta)
+    named = 0 < len(spec.partition) <= 128 and spec.partition.isprintable()
+    return named and spec.threshold > 0 and spec.delta < 1 and all(0 < number < math.inf for number in numbers)

@@ -63,6 +63,9 @@ class Charge:
     def __add__(self, other: Charge) -> Charge:
         return Charge(rho=self.rho + other.rho, delta=self.delta + other.delta)
 
+    def __mul__(self, times: int) -> Charge:
+        return Charge(rho=self.rho * times, delta=self.delta * times)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorSpec:
@@ -76,6 +79,25 @@ class VectorSpec:
     """The distance between neighbours that the mechanism was calibrated to: l2 for Gaussian, l1 for Laplace."""
     loss: float
     """The mechanism's own map at that distance: rho for Gaussian, epsilon for Laplace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySpec:
+    """How discovered keys were selected: by noisy distinct units strictly above a threshold."""
+
+    partition: str
+    """The partition whose keys they are: the payload's first column."""
+    mechanism: Mechanism
+    scale: float
+    """Of the noise on each key's distinct units."""
+    sensitivity: float
+    """The distance between neighbours that the mechanism was calibrated to: l2 for Gaussian, l1 for Laplace."""
+    threshold: int
+    """A key is released where its noisy distinct units exceed this."""
+    loss: float
+    """The mechanism's own map: rho for Gaussian, epsilon for Laplace."""
+    delta: float
+    """The mechanism's own map: the probability that a key shows which only one unit has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +148,10 @@ class Release:
     max_partitions: int
     max_rows_per_partition: int
     max_nodes: int
+    selection: KeySpec | None = None
+    """How keys were selected, where the plan discovers them and something was released."""
     rows: int = 0
-    """Cells in the payload: the plan's, whatever the data; 0 unless released."""
+    """Rows of the payload: the plan's public cells, whatever the data, or that many for each released key."""
     payload_sha256: bytes = b""
     """Of the payload's bytes; empty unless released."""
 

@@ -80,24 +80,54 @@ def decode(raw: pa.RecordBatch, columns: Mapping[str, ColumnType]) -> tuple[pa.R
     places = {name: raw.schema.get_field_index(name) for name in columns}  # -1: not there, or there twice
     if any(at < 0 or not can_read(raw.schema.types[at], columns[name]) for name, at in places.items()):
         return pa.RecordBatch.from_pylist([], schema), raw.num_rows
-    rejected: Flags = np.zeros(raw.num_rows, np.bool_)
+    rejected: Flags | None = None
     arrays = []
     for name, wanted in columns.items():
         values, wrong = _convert(raw.column(places[name]), wanted)
         arrays.append(values)
-        rejected |= wrong
+        if wrong is not None:
+            rejected = wrong if rejected is None else rejected | wrong
     batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-    if rejected.any():
-        batch = batch.filter(pa.array(~rejected))
-    return batch, int(rejected.sum())
+    if rejected is None or not rejected.any():
+        return batch, 0
+    return batch.filter(pa.array(~rejected)), int(rejected.sum())
 
 
-def _convert(held: pa.Array, wanted: ColumnType) -> Converted:
+def _convert(held: pa.Array, wanted: ColumnType) -> tuple[pa.Array, Flags | None]:
+    """Typed values, and which rows hold a value of the wrong type; None if none does."""
     if pa.types.is_dictionary(held.type):
         held = held.dictionary_decode()
     if pa.types.is_null(held.type):
-        return pa.nulls(len(held), _ARROW[wanted]), np.zeros(len(held), np.bool_)
+        return pa.nulls(len(held), _ARROW[wanted]), None
+    if not held.null_count and len(held) and (values := _as_held(held, wanted)) is not None:
+        return values, None
     return _CONVERT[wanted](held)
+
+
+def _as_held(held: pa.Array, wanted: ColumnType) -> pa.Array | None:
+    """The values as they are, if a glance shows that each of them stays what it is; there are no nulls, and some rows.
+
+    This is most of most files, and a glance is a tenth of the work of looking at each value.
+    """
+    match wanted:
+        case "timestamp" if pa.types.is_timestamp(held.type) and held.type.unit == "us":
+            return held.view(instant.TYPE) if instant.are_all(held.view(pa.int64()).to_numpy()) else None
+        case "string" if pa.types.is_string(held.type) or pa.types.is_large_string(held.type):
+            return held.cast(pa.string()) if _is_short_ascii(held) else None
+        case "float" if pa.types.is_float64(held.type):
+            return None if np.isnan(held.to_numpy().min()) else held  # the least of numbers and a NaN is NaN
+        case "integer" if pa.types.is_int64(held.type):
+            return held
+    return None
+
+
+def _is_short_ascii(held: pa.StringArray | pa.LargeStringArray) -> bool:
+    """Whether no text is too long, and all are ASCII, and so in UTF-8."""
+    _, offsets, data = held.buffers()
+    ends = np.frombuffer(offsets, np.int32 if pa.types.is_string(held.type) else np.int64)
+    ends = ends[held.offset : held.offset + len(held) + 1]
+    text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data is not None else np.empty(0, np.uint8)
+    return bool(text.max(initial=0) < 0x80 and np.diff(ends).max() <= MAX_TEXT_BYTES)
 
 
 def _strings(held: pa.Array) -> Converted:

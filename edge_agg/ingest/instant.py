@@ -45,6 +45,11 @@ def from_arrow(held: pa.Array) -> tuple[Micros, Flags]:
     return np.where(valid, values, 0) * per_tick // per_us, valid & np.asarray(held.is_valid())
 
 
+def are_all(micros: Micros) -> bool:
+    """Whether all of some micros, at least one, are instants."""
+    return bool(micros.min() >= _FIRST_US and micros.max() < _END_US)
+
+
 def from_text(text: pa.StringArray) -> tuple[Micros, Flags]:
     """Turn written timestamps into micros and whether each is an instant."""
     micros, valid = np.zeros(len(text), np.int64), np.zeros(len(text), np.bool_)

@@ -1,6 +1,7 @@
 """The aggregates, each beside its sensitivity and the proof of it.
 
-Place: step 5 of an event's way: bounded rows in, exact int64 vectors over the plan's cells out, for the noise.
+Place: step 5 of an event's way: bounded rows in, exact int64 vectors over the plan's cells out, for the noise. Before
+bounding, the same room puts values on the grid, because that is what the proofs rest on.
 Invariants: integers only; a vector's length is the plan's; the sensitivity is that of privacy.md's table, under
 add/remove of all rows of one privacy unit.
 """
@@ -15,11 +16,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
+    from edge_agg.contract.tree import Tree
     from edge_agg.contract.vectors import Clip
 
     Int64s = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
+    Float64s = npt.NDArray[np.float64]
+
+_MAX_STEPS = 2**31
+"""What one row can add to a unit's total, in grid steps: 2**31 rows of one unit cannot wrap it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,26 +36,31 @@ class Sensitivity:
     """How far one unit can move a vector, in grid steps."""
 
     linf: int
-    """In one cell."""
+    """In one value."""
     cells: int
     """Cells it can move: min(max_partitions, n_cells)."""
+    levels: int = 1
+    """Of a tree: on each level a unit moves a cell's nodes as far as on any other."""
 
     @property
     def l1(self) -> int:
-        """At most `cells` cells move by at most `linf` each."""
-        return self.cells * self.linf
+        """At most `cells` cells move by at most `linf` each, on each level."""
+        return self.cells * self.linf * self.levels
 
     @property
     def l2(self) -> float:
-        """sqrt(cells) * linf, rounded up to the next double whose square is large enough."""
-        square = self.cells * self.linf**2
+        """sqrt(cells * levels) * linf, rounded up to the next double whose square is large enough.
+
+        Within a cell and level, moves that add to at most linf have the largest l2 norm when they fall on one node.
+        """
+        square = self.cells * self.levels * self.linf**2
         root = math.sqrt(square)
         while Fraction(root) ** 2 < square:
             root = math.nextafter(root, math.inf)
         return root
 
 
-def count_units(cell: Int64s, first: npt.NDArray[np.bool_], n_cells: int) -> Int64s:
+def count_units(cell: Int64s, first: Bools, n_cells: int) -> Int64s:
     """Units with a kept row in each cell, int64[n_cells].
 
     Args:
@@ -58,7 +72,10 @@ def count_units(cell: Int64s, first: npt.NDArray[np.bool_], n_cells: int) -> Int
 
 
 def units_sensitivity(cells: int) -> Sensitivity:
-    """A unit is counted once in each cell it keeps rows in, and it keeps rows in at most `cells` cells."""
+    """A unit is counted once in each cell it keeps rows in, and it keeps rows in at most `cells` cells.
+
+    The same holds for discovered keys: a unit in at most `cells` cells has at most `cells` keys, each counted once.
+    """
     return Sensitivity(linf=1, cells=cells)
 
 
@@ -70,6 +87,18 @@ def count_rows(cell: Int64s, n_cells: int) -> Int64s:
 def rows_sensitivity(cells: int, max_rows: int) -> Sensitivity:
     """A unit keeps at most `max_rows` rows in a cell; rows without a value only lower that (also for valid rows)."""
     return Sensitivity(linf=max_rows, cells=cells)
+
+
+def count_bins(cell: Int64s, code: Int64s, n_cells: int, tree: Tree) -> Int64s:
+    """Kept rows in each node of each cell's tree, int64[n_cells, nodes]; a row counts once on each level."""
+    leaves = np.bincount(cell * tree.leaves + code, minlength=n_cells * tree.leaves).astype(np.int64)
+    levels = [leaves.reshape(n_cells, size, tree.leaves // size).sum(axis=2) for size in tree.sizes]
+    return np.concatenate(levels, axis=1)
+
+
+def bins_sensitivity(cells: int, max_rows: int, levels: int) -> Sensitivity:
+    """All `max_rows` rows of a unit in a cell may fall in one bin, and so in one node of each level."""
+    return Sensitivity(linf=max_rows, cells=cells, levels=levels)
 
 
 def sum_values(cell: Int64s, values: Int64s, n_cells: int) -> Int64s:
@@ -84,16 +113,39 @@ def sum_values(cell: Int64s, values: Int64s, n_cells: int) -> Int64s:
 
 def sum_sensitivity(cells: int, max_rows: int, clip: Clip) -> Sensitivity:
     """At most `max_rows` values of a unit fall in a cell, each within max(|lower - centre|, |upper - centre|) of 0."""
-    return Sensitivity(linf=max_rows * max(abs(clip.lower - clip.centre), abs(clip.upper - clip.centre)), cells=cells)
+    return Sensitivity(linf=max_rows * _farthest(clip), cells=cells)
 
 
-def to_grid(
-    values: npt.NDArray[np.float64], valid: npt.NDArray[np.bool_], *, lower: float, upper: float, clip: Clip
-) -> npt.NDArray[np.int64]:
-    """Each row's contribution to a sum: clipped, on the grid, counted from the centre; 0 where there is no value.
+def squares_sensitivity(cells: int, max_rows: int, clip: Clip) -> Sensitivity:
+    """As a sum, of squares: each lies within 0 and the square of the farthest value from the centre."""
+    return Sensitivity(linf=max_rows * _farthest(clip) ** 2, cells=cells)
 
+
+def totals_sensitivity(cells: int, clip: Clip) -> Sensitivity:
+    """A unit adds to a cell one total, clipped to `[lower, upper]`, however many rows stand behind it."""
+    return Sensitivity(linf=_farthest(clip), cells=cells)
+
+
+def _farthest(clip: Clip) -> int:
+    return max(abs(clip.lower - clip.centre), abs(clip.upper - clip.centre))
+
+
+def to_grid(values: Float64s, *, lower: int, upper: int, resolution: float) -> Int64s:
+    """Each row's step on the grid, clipped, counted from `lower`: 0 .. upper - lower.
+
+    Infinities clip; no NaN comes here.
     Clipping comes before summing, row by row: it is what makes `sum_sensitivity` true.
     """
-    clipped = np.clip(np.where(valid, values, 0.0), lower, upper)
-    steps = np.clip(np.rint(clipped / clip.resolution).astype(np.int64), clip.lower, clip.upper)
-    return np.where(valid, steps - clip.centre, 0)
+    steps = np.clip(values, lower * resolution, upper * resolution) / resolution
+    return np.rint(steps, out=steps).astype(np.int64) - lower
+
+
+def to_bins(values: Float64s, *, edges: Sequence[float]) -> Int64s:
+    """Each row's bin, `[edge, next edge)`; what lies below or above all edges falls in the bin at that end."""
+    return np.searchsorted(np.asarray(edges[1:-1]), values, side="right").astype(np.int64)
+
+
+def to_steps(values: Float64s, resolution: float) -> Int64s:
+    """Each row's value in grid steps, within 2**31 of 0, for a total that is clipped once it is whole."""
+    farthest = min(_MAX_STEPS * resolution, float(np.finfo(np.float64).max))
+    return np.rint(np.clip(values, -farthest, farthest) / resolution).astype(np.int64)

@@ -3,245 +3,342 @@
 Place: step 4 of an event's way, between the window and the aggregates.
 Invariants: what is kept of a unit depends on that unit's rows and the window's salt alone, never on other units, on
 the order of rows, or on how they were cut into batches; truncating at every merge equals truncating at the end, so
-the state is bounded by what is kept. Units are told apart by their ids: where two ids have one hash, the ids decide.
+the state is bounded by what is kept. Units are told apart by their ids, never by a hash alone.
 
-Method: a row becomes the packed key `unit code | permuted cell | row priority`. The permutation is a
-bijection on cell codes keyed by the unit and the salt, so a unit's first `max_partitions` distinct cells in key order
-are a uniform sample of the cells it touched; the priority is a keyed hash of the row, so the first
-`max_rows_per_partition` rows of a cell are a uniform sample of its rows (rows equal in time and values go together).
+Method: a unit's cells get places by a permutation keyed by its id and the salt, so that its first `max_partitions`
+cells in that order are a uniform sample of those it touched; a row gets a priority by a keyed hash of its content, so
+that the first `max_rows_per_partition` rows of a cell are a sample of its rows (those equal in time and readings go
+together). Rows are sorted by unit, place, priority, and truncated by rank.
+
+| file | job |
+|---|---|
+| `permutation.py` | keys of ids, places of cells |
+| `codes.py`, `table.py`, `ids.py`, `units.py` | ids as small numbers, exactly |
+| `layout.py` | priority and readings as words |
+| `packed.py` | the state, where a row fits one word |
+| `wide.py` | the state, where it does not |
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from edge_agg.contract.plan import MAX_UNITS
+from edge_agg.privacy.codes import Codes
+from edge_agg.privacy.layout import Layout
+from edge_agg.privacy.packed import Packed, starts
+from edge_agg.privacy.permutation import Keying, Permutation, mix
+from edge_agg.privacy.units import Units
+from edge_agg.privacy.wide import Columns, Wide
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
+    import pyarrow as pa
 
+    Bools = npt.NDArray[np.bool_]
     Int64s = npt.NDArray[np.int64]
     UInt64s = npt.NDArray[np.uint64]
 
-MERGE_ROWS = 1 << 17
-"""Rows that wait before they are merged into the state; a merge costs one sort of both."""
-_GAMMA = 0x9E3779B97F4A7C15
-_ROUNDS = 4
-_LEAST_BITS = 12
-"""On fewer bits four rounds are too few: which pairs of cells are kept together would be visibly uneven."""
+MERGE_ROWS = 1 << 21
+"""Rows that wait, at least, before they are merged into the state."""
+BATCH_ROWS = 1 << 16
+"""Rows worked on at once."""
+_UNIT_BITS = (MAX_UNITS - 1).bit_length()
+_ODD = np.uint64(0xD6E8FEB86659FD93)
+_KEY_PLACE_BITS = 24
+"""Width of a discovered key's place; where two keys of a unit tie in it, their texts decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
     """Rows of one window, ready to be bounded. All arrays have n_rows elements."""
 
-    unit: pa.Array
-    """Each row's privacy unit, string or int64, without nulls."""
+    unit: pa.Array | None
+    """Each row's privacy unit: string, large_string, int64, or a dictionary of them, without nulls. None: every row is
+    a unit of its own, and there is nothing to bound."""
     cell: Int64s
-    """Each row's cell, in the order of `contract.cells`."""
+    """Each row's public cell, in the order of `contract.cells`."""
+    key: pa.Array | None
+    """Each row's discovered key, a string or a dictionary of strings without nulls; None unless the plan discovers."""
     time_us: Int64s
     """Each row's event time; it only feeds the row's priority."""
-    values: Mapping[str, Int64s]
-    """What each row contributes to each summed vector, by the vector's name."""
+    readings: Mapping[str, Int64s]
+    """What each row's value was read as, by reading: a code from 0, or the reading's size where there is none."""
+    totals: Mapping[str, Int64s]
+    """What each row adds to a total that is bounded for its unit and cell as a whole, within 2**31 of 0: a sum cannot
+    wrap before one unit has 2**32 rows in one cell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounded:
-    """The rows that were kept. All arrays have n_kept elements."""
+    """The rows that were kept. All arrays have n_kept elements; a unit's rows lie together."""
 
     cell: Int64s
-    first: npt.NDArray[np.bool_]
-    """Whether the row is the first of its unit in its cell: exactly one is."""
-    values: Mapping[str, Int64s]
+    key: Int64s | None
+    """Index into `keys`."""
+    keys: Sequence[str]
+    """The discovered keys of the kept rows, ascending; none unless the plan discovers."""
+    unit: UInt64s
+    """A code: equal exactly where the unit is the same."""
+    first: Bools
+    """Whether the row is the first of its unit in its cell (and key): exactly one is."""
+    readings: Mapping[str, Int64s]
+    totals: Mapping[str, Int64s]
+    """On the first row of a unit in a cell its whole total there, rows beyond the limit included; 0 on the others."""
+
+    def take(self, index: npt.NDArray[np.intp]) -> Bounded:
+        """Some of the rows, in their order."""
+        return Bounded(
+            cell=self.cell[index],
+            key=None if self.key is None else self.key[index],
+            keys=self.keys,
+            unit=self.unit[index],
+            first=self.first[index],
+            readings={name: codes[index] for name, codes in self.readings.items()},
+            totals={name: total[index] for name, total in self.totals.items()},
+        )
 
 
 class Bounding:
     """The bounded state of one window: add rows in any order and any cut, then take what is kept."""
 
-    def __init__(self, *, max_partitions: int, max_rows: int, n_cells: int, names: Sequence[str], salt: bytes) -> None:
+    def __init__(
+        self,
+        *,
+        max_partitions: int,
+        max_rows: int,
+        n_cells: int,
+        readings: Mapping[str, int],
+        totals: Sequence[str],
+        discover: bool,
+        salt: bytes,
+    ) -> None:
         """Begin an empty window.
 
         Args:
-            max_partitions: L0, cells kept of a unit.
-            max_rows: L-infinity, rows kept of a unit in a cell.
-            n_cells: cells of the plan.
-            names: the summed vectors, keys of `Rows.values`.
+            max_partitions: L0: cells (with discovered keys: pairs of key and cell) kept of a unit.
+            max_rows: L-infinity: rows kept of a unit in one of them.
+            n_cells: public cells of the plan.
+            readings: by name: the number of codes, which stands for "no value".
+            totals: names of the totals.
+            discover: whether rows bring keys.
             salt: secret, this window's own; 16 to 64 bytes.
 
         Raises:
             ValueError: the salt is too short to be one.
         """
-        if not 16 <= len(salt) <= 64:
-            raise ValueError("a salt has 16 to 64 bytes")
-        self._max_partitions, self._max_rows, self._names = max_partitions, max_rows, tuple(names)
-        digest = hashlib.blake2b(digest_size=16, key=salt).digest()
-        self._seed, self._key = int.from_bytes(digest[:8], "little"), np.uint64(int.from_bytes(digest[8:], "little"))
-        self._cell_bits = max(_LEAST_BITS, (n_cells - 1).bit_length())
-        self._parts: list[_Keyed] = []
-        self._kept_rows = self._pending_rows = 0
-        self._first = np.empty(0, np.bool_)
+        keying = Keying(salt)
+        self._max_partitions, self._max_rows = max_partitions, max_rows
+        self._readings, self._totals = tuple(readings), tuple(totals)
+        self._permutation = Permutation(n_cells)
+        self._layout = Layout(readings, self._permutation.bits)
+        self._keys = Codes(keying) if discover else None
+        self._alone: list[Columns] = []
+        self._state: Packed | Wide
+        unit_bits = _UNIT_BITS
+        if self._layout.packs and not totals and not discover:
+            unit_bits = min(unit_bits, self._layout.unit_bits)
+            self._state = Packed(
+                max_partitions=max_partitions,
+                max_rows=max_rows,
+                place_bits=self._permutation.bits,
+                tail_bits=self._layout.bits,
+                merge_rows=MERGE_ROWS,
+            )
+        else:
+            self._state = self._wide()
+        self._units = Units(keying, min(1 << unit_bits, MAX_UNITS))
 
     @property
     def rows(self) -> int:
         """Rows now held, waiting ones included."""
-        return self._kept_rows + self._pending_rows
+        return self._state.size + sum(len(part.cell) for part in self._alone)
 
     def add(self, rows: Rows) -> None:
-        """Take rows in; work is amortised to a few sorts each."""
-        if not len(rows.unit):
+        """Take rows in; work is amortised to a few sorts each.
+
+        Raises:
+            OverflowError: more privacy units in one window than the proof that no sum overflows allows.
+        """
+        for start in range(0, len(rows.cell), BATCH_ROWS):
+            part = rows if len(rows.cell) <= BATCH_ROWS else _slice(rows, start)
+            if part.unit is None:
+                self._add_alone(part)
+            else:
+                self._add(part, part.unit)
+
+    def units(self) -> pa.Array:
+        """The ids of all units with kept rows, int64 or large_string; none where every row is its own unit.
+
+        They stay on the device; their order is that of their keyed hashes.
+        """
+        distinct = [part.unit[starts(part.unit)] for part in self._parts()] if not self._alone else []
+        codes = np.concatenate([np.empty(0, np.uint64), *distinct])
+        return self._units.ids(codes[np.argsort(self._units.keys(codes))])
+
+    def kept(self, *, without: pa.Array | None = None) -> Bounded:
+        """What is kept of all rows so far.
+
+        Args:
+            without: ids of units to leave out as a whole.
+        """
+        parts = list(self.blocks(without=without))
+        return Bounded(
+            cell=np.concatenate([part.cell for part in parts]),
+            key=np.concatenate([part.key for part in parts if part.key is not None])
+            if self._keys is not None
+            else None,
+            keys=parts[0].keys,
+            unit=np.concatenate([part.unit for part in parts]),
+            first=np.concatenate([part.first for part in parts]),
+            readings={name: np.concatenate([part.readings[name] for part in parts]) for name in self._readings},
+            totals={name: np.concatenate([part.totals[name] for part in parts]) for name in self._totals},
+        )
+
+    def blocks(self, *, without: pa.Array | None = None) -> Iterator[Bounded]:
+        """What `kept` returns, cut between units, one block at least: what adds up over rows adds up over blocks."""
+        parts = self._parts()
+        if without is not None and len(without) and not self._alone:
+            parts = _left(parts, self._units.find(without))
+        if self._keys is None:
+            yield from (self._bounded(part) for part in parts)
             return
-        self._parts.append(self._keyed(rows))
-        self._pending_rows += len(rows.unit)
-        if self._pending_rows >= max(MERGE_ROWS, self._kept_rows):
-            self._merge()
+        held = list(parts)
+        codes = np.unique(np.concatenate([part.key for part in held if part.key is not None]))
+        texts = self._keys.ids(codes.astype(np.uint64)).to_pylist()
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        place = np.empty(len(self._keys), np.int64)
+        place[codes[order]] = np.arange(len(order))
+        keys = [texts[at] for at in order]
+        yield from (self._bounded(part, place, keys) for part in held)
 
-    def kept(self) -> Bounded:
-        """What is kept of all rows so far."""
-        self._merge()
-        if not self._parts:
-            nothing = np.empty(0, np.int64)
-            return Bounded(cell=nothing, first=self._first, values=dict.fromkeys(self._names, nothing))
-        (keyed,) = self._parts
-        return Bounded(cell=keyed.cell, first=self._first, values=keyed.values)
-
-    def _keyed(self, rows: Rows) -> _Keyed:
-        unit_hash = _mix(_hash(rows.unit, self._seed) ^ self._key)
-        priority = _mix(unit_hash ^ rows.time_us.view(np.uint64))
-        for name in self._names:
-            priority = _mix(priority ^ rows.values[name].view(np.uint64))
-        place = _permute(rows.cell.view(np.uint64), unit_hash, self._cell_bits)
-        values = {name: rows.values[name] for name in self._names}
-        # A window may hold more text than the 2 GiB that a plain string array can.
-        unit = rows.unit.cast(pa.large_string()) if pa.types.is_string(rows.unit.type) else rows.unit
-        return _Keyed(unit, unit_hash, place, priority, rows.cell, values)
-
-    def _merge(self) -> None:
-        if not self._pending_rows:
+    def _add(self, rows: Rows, ids: pa.Array) -> None:
+        if self._units.outgrow(ids):
+            self._state.recode(self._units.recoded)
+        unit, unit_key = self._units.encode(ids)
+        if self._units.bound > MAX_UNITS:
+            raise OverflowError("more privacy units in one window than the overflow proof allows")
+        if isinstance(self._state, Packed) and self._units.bound > 1 << self._layout.unit_bits:
+            self._widen()
+        tail = self._layout.encode(unit_key, rows.time_us, rows.readings)
+        if isinstance(self._state, Packed):
+            self._state.add(unit, self._permutation.place(rows.cell, unit_key), tail[0] if tail else None)
             return
-        keyed = _concat(self._parts)
-        unit = _codes(keyed.unit, keyed.unit_hash)
-        order = self._order(keyed, unit)
-        new_unit = _starts(unit[order])
-        new_group = new_unit | _starts(keyed.place[order])
-        at = np.arange(len(order))
-        row_rank = at - np.maximum.accumulate(np.where(new_group, at, 0))
-        group: npt.NDArray[np.int64] = np.cumsum(new_group)
-        cell_rank = group - np.maximum.accumulate(np.where(new_unit, group, 0))
-        keep = (cell_rank < self._max_partitions) & (row_rank < self._max_rows)
-        self._parts = [keyed.take(order[keep])]
-        self._first = new_group[keep]
-        self._kept_rows, self._pending_rows = len(self._first), 0
+        cell, key = rows.cell.astype(np.uint32), None
+        if self._keys is None or rows.key is None:
+            place = self._permutation.place(rows.cell, unit_key).astype(np.uint64)
+        else:
+            codes, text_key = self._keys.encode(rows.key)
+            key = codes.astype(np.int32)
+            place = _place(unit_key, text_key, cell)
+        self._state.add(Columns(unit=unit, place=place, cell=cell, key=key, tail=tail, totals=rows.totals))
 
-    def _order(self, keyed: _Keyed, unit: UInt64s) -> npt.NDArray[np.intp]:
-        """Sort by unit, place, priority: one packed key, and the full keys only where packed ones tie."""
-        spare = np.uint64(64 - max(1, int(unit.max()).bit_length()) - self._cell_bits)
-        packed = (unit << np.uint64(self._cell_bits)) | keyed.place
-        packed = (packed << spare) | (keyed.priority >> (np.uint64(64) - spare))
-        order = np.argsort(packed)
-        if _ties(packed[order]):
-            order = np.lexsort((*keyed.values.values(), keyed.priority, keyed.place, unit))
-        return order
+    def _add_alone(self, rows: Rows) -> None:
+        nothing = np.empty(0, np.uint64)
+        if self.rows + len(rows.cell) > MAX_UNITS:
+            raise OverflowError("more rows in one window than the overflow proof allows")
+        self._alone.append(
+            Columns(
+                unit=nothing,
+                place=nothing,
+                cell=rows.cell.astype(np.uint32),
+                key=None if self._keys is None else self._keys.encode(rows.key)[0].astype(np.int32),
+                tail=self._layout.encode(np.zeros(len(rows.cell), np.uint64), rows.time_us, rows.readings),
+                totals=rows.totals,
+            )
+        )
+
+    def _wide(self) -> Wide:
+        return Wide(
+            max_partitions=self._max_partitions, max_rows=self._max_rows, ranks=self._ranks, merge_rows=MERGE_ROWS
+        )
+
+    def _widen(self) -> None:
+        """Go on in columns: one word has no more room for units. The order of rows is the same."""
+        wide = self._wide()
+        for part in self._parts():
+            wide.add(part)
+        self._state = wide
+
+    def _ranks(self) -> Int64s:
+        """The rank of each discovered key's text."""
+        assert self._keys is not None, "asked by a state that holds keys"
+        texts = pl.Series(values=self._keys.ids(np.arange(len(self._keys), dtype=np.uint64)))
+        ranks = np.empty(len(texts), np.int64)
+        ranks[texts.arg_sort().to_numpy()] = np.arange(len(texts))
+        return ranks
+
+    def _parts(self) -> Iterator[Columns]:
+        """What is kept, cut between units; one part at least."""
+        begin = 0
+        for part in self._alone:
+            unit = np.arange(begin, begin + len(part.cell), dtype=np.uint64)
+            begin += len(unit)
+            yield replace(part, unit=unit, place=unit, first=np.ones(len(unit), np.bool_))
+        if self._alone:
+            return
+        if isinstance(self._state, Wide):
+            yield self._state.columns() or self._nothing()
+            return
+        for unit, place, tail, first in self._state.blocks():
+            cell = self._permutation.cell(place, self._units.keys(unit))
+            words = [tail] if self._layout.words else []
+            yield Columns(
+                unit=unit, place=place.astype(np.uint64), cell=cell, key=None, tail=words, totals={}, first=first
+            )
+        if not self._state.size:
+            yield self._nothing()
+
+    def _nothing(self) -> Columns:
+        nothing = np.empty(0, np.uint64)
+        return Columns(
+            unit=nothing,
+            place=nothing,
+            cell=nothing.astype(np.uint32),
+            key=None if self._keys is None else nothing.astype(np.int32),
+            tail=[nothing] * self._layout.words,
+            totals=dict.fromkeys(self._totals, nothing.view(np.int64)),
+            first=nothing.astype(np.bool_),
+        )
+
+    def _bounded(self, part: Columns, place: Int64s | None = None, keys: Sequence[str] = ()) -> Bounded:
+        assert part.first is not None, "only what is sorted is kept"
+        return Bounded(
+            cell=part.cell.astype(np.int64),
+            key=None if part.key is None or place is None else place[part.key],
+            keys=keys,
+            unit=part.unit,
+            first=part.first,
+            readings=self._layout.decode(part.tail),
+            totals=part.totals,
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class _Keyed:
-    """Rows with the parts of their sort key."""
-
-    unit: pa.Array
-    unit_hash: UInt64s
-    place: UInt64s
-    priority: UInt64s
-    cell: Int64s
-    values: Mapping[str, Int64s]
-
-    def take(self, keep: npt.NDArray[np.intp]) -> _Keyed:
-        values = {name: value[keep] for name, value in self.values.items()}
-        unit = self.unit.take(pa.array(keep))
-        return _Keyed(unit, self.unit_hash[keep], self.place[keep], self.priority[keep], self.cell[keep], values)
+def _place(unit_key: UInt64s, text_key: UInt64s, cell: npt.NDArray[np.uint32]) -> UInt64s:
+    """Where a key and a cell stand among those of a unit; the key's part comes from its text, never from its code."""
+    place = mix((unit_key ^ text_key) + cell * _ODD)
+    return place >> np.uint64(64 - _KEY_PLACE_BITS)
 
 
-def _concat(parts: Sequence[_Keyed]) -> _Keyed:
-    return _Keyed(
-        pa.concat_arrays([part.unit for part in parts]),
-        np.concatenate([part.unit_hash for part in parts]),
-        np.concatenate([part.place for part in parts]),
-        np.concatenate([part.priority for part in parts]),
-        np.concatenate([part.cell for part in parts]),
-        {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
+def _left(parts: Iterator[Columns], without: UInt64s) -> Iterator[Columns]:
+    for part in parts:
+        keep = np.flatnonzero(~np.isin(part.unit, without))
+        yield part if len(keep) == len(part.unit) else part.take(keep)
+
+
+def _slice(rows: Rows, start: int) -> Rows:
+    stop = start + BATCH_ROWS
+    return Rows(
+        unit=None if rows.unit is None else rows.unit.slice(start, BATCH_ROWS),
+        cell=rows.cell[start:stop],
+        key=None if rows.key is None else rows.key.slice(start, BATCH_ROWS),
+        time_us=rows.time_us[start:stop],
+        readings={name: codes[start:stop] for name, codes in rows.readings.items()},
+        totals={name: total[start:stop] for name, total in rows.totals.items()},
     )
-
-
-def _hash(unit: pa.Array, seed: int) -> UInt64s:
-    """A 64-bit keyed hash of each id: it scatters units, it never tells them apart."""
-    hashed: UInt64s = pl.Series(values=unit).hash(seed).to_numpy()
-    return hashed
-
-
-def _codes(unit: pa.Array, unit_hash: UInt64s) -> UInt64s:
-    """A dense code for each row's unit: equal codes, equal ids, and never otherwise.
-
-    Small non-negative integers are their own codes. Else units are grouped by hash, and the ids within each group are
-    compared: if two ids ever share a hash, the ids themselves are coded.
-
-    Raises:
-        OverflowError: more units than the proof that no sum overflows allows.
-    """
-    if pa.types.is_integer(unit.type):
-        bounds = pc.min_max(unit).as_py()
-        if bounds["min"] >= 0 and bounds["max"] < MAX_UNITS:
-            return np.asarray(unit).view(np.uint64)
-    order = np.argsort(unit_hash)
-    new = _starts(unit_hash[order])
-    grouped = unit.take(pa.array(order))
-    differs = ~np.asarray(pc.equal(grouped.slice(1), grouped.slice(0, len(grouped) - 1)))
-    codes = np.empty(len(order), np.uint64)
-    if (differs & ~new[1:]).any():
-        codes[:] = np.asarray(pc.dictionary_encode(unit).indices)
-    else:
-        codes[order] = np.cumsum(new) - 1
-    if int(codes.max()) >= MAX_UNITS:
-        raise OverflowError("more privacy units in one window than the overflow proof allows")
-    return codes
-
-
-def _starts(sorted_keys: UInt64s) -> npt.NDArray[np.bool_]:
-    """Where a run of equal keys begins."""
-    starts = np.ones(len(sorted_keys), dtype=np.bool_)
-    starts[1:] = sorted_keys[1:] != sorted_keys[:-1]
-    return starts
-
-
-def _ties(sorted_keys: UInt64s) -> bool:
-    return bool((sorted_keys[1:] == sorted_keys[:-1]).any())
-
-
-def _mix(x: UInt64s) -> UInt64s:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection on 64 bits."""
-    x = x + np.uint64(_GAMMA)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _permute(cell: UInt64s, unit_hash: UInt64s, bits: int) -> UInt64s:
-    """A bijection on `bits`-bit cell codes, keyed by the unit's hash: rounds of odd multiply, add and xor-shift.
-
-    Each step is invertible modulo 2**bits, so two cells of one unit never share a place.
-    """
-    mask, half = np.uint64((1 << bits) - 1), np.uint64(max(1, (bits + 1) // 2))
-    place = cell
-    for turn in range(_ROUNDS):
-        key = _mix(unit_hash ^ np.uint64(turn + 1))
-        factor, shift = (key >> np.uint64(32)) | np.uint64(1), key & np.uint64(0xFFFFFFFF)
-        place = (place * factor + shift) & mask
-        place = place ^ (place >> half)
-    return place

@@ -6,7 +6,7 @@ they come from and however later plans were chosen (a zCDP filter: Whitehouse, R
 
 An account's horizon is a length of *event* time: in every span of that length, all windows that start in it together
 cost at most the budget. Event time cannot be turned back by a wrong clock, and an auditor can re-check it from the
-charges alone.
+charges alone. A charge that covers several windows (a period's) weighs on every span that one of them starts in.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ class Entry:
 
     window_start: datetime
     charge: Charge
+    through: datetime | None = None
+    """The start of the last window that it covers, where it covers more than one."""
+
+    @property
+    def last(self) -> datetime:
+        """The start of the last window that it covers."""
+        return self.window_start if self.through is None else self.through
 
 
 def total(entries: Iterable[Entry]) -> Charge:
@@ -55,52 +62,88 @@ def check_room(budget: Budget, entries: Iterable[Entry], new: Entry) -> None:
     Raises:
         BudgetExhausted: nothing changed; wait until old windows leave the horizon.
     """
-    worst = heaviest(budget.horizon, [*entries, new], around=new.window_start)
+    worst = heaviest(budget.horizon, [*entries, new], around=new.window_start, through=new.last)
     if worst.rho > budget.rho or worst.delta > budget.delta:
         raise BudgetExhausted("the account has no room for this window")
 
 
-def heaviest(horizon: timedelta, entries: Iterable[Entry], *, around: datetime) -> Charge:
-    """The largest charge (each part for itself) of any span `[t, t + horizon)` that holds the moment `around`."""
-    near = [entry for entry in entries if around - horizon < entry.window_start < around + horizon]
+def heaviest(
+    horizon: timedelta, entries: Iterable[Entry], *, around: datetime, through: datetime | None = None
+) -> Charge:
+    """The largest charge (each part for itself) of any span `[t, t + horizon)` that holds a moment of some interest.
+
+    Args:
+        horizon: the length of a span.
+        entries: every charge.
+        around: the moment.
+        through: if given, the span may hold any moment from `around` to it.
+    """
+    end = around if through is None else through
+    near = [entry for entry in entries if max(entry.window_start, around) - horizon < min(entry.last, end)]
+    spans = [(max(entry.window_start, around), min(entry.last, end)) for entry in near]
     return Charge(
-        rho=_heaviest(horizon, [(entry.window_start, entry.charge.rho) for entry in near]),
-        delta=_heaviest(horizon, [(entry.window_start, entry.charge.delta) for entry in near]),
+        rho=_heaviest(horizon, [(*span, entry.charge.rho) for span, entry in zip(spans, near, strict=True)]),
+        delta=_heaviest(horizon, [(*span, entry.charge.delta) for span, entry in zip(spans, near, strict=True)]),
     )
 
 
 def windows_left(
-    budget: Budget, entries: Sequence[Entry], *, charge: Charge, start: datetime, every: timedelta
+    budget: Budget,
+    entries: Sequence[Entry],
+    *,
+    charge: Charge,
+    start: datetime,
+    every: timedelta,
+    covers: timedelta = timedelta(0),
 ) -> int | None:
-    """How many windows in a row, from `start` on, would find room; None if they never run out.
+    """How many charges in a row, from `start` on, would find room; None if they never run out.
 
-    A row of windows that fits from here to a horizon beyond the last entry, fits for ever: from then on each new window
+    A row of charges that fits from here to a horizon beyond the last entry, fits for ever: from then on each new one
     takes the place of an equal one that leaves.
+
+    Args:
+        budget: the account's.
+        entries: every charge so far.
+        charge: one window's, or one period's.
+        start: the first window it would be for.
+        every: the time from one to the next.
+        covers: the time from its first window to its last.
     """
-    last = max((entry.window_start for entry in entries), default=start)
-    enough = (max(last - start, timedelta(0)) + budget.horizon) // every + 1
+    last = max((entry.last for entry in entries), default=start)
+    enough = (max(last - start, timedelta(0)) + budget.horizon + covers) // every + 1
+    held = [entry for entry in entries if entry.last > start - budget.horizon]
 
     def fits(count: int) -> bool:
-        ahead = [start + i * every for i in range(count)]
-        held = [entry for entry in entries if entry.window_start > start - budget.horizon]
-        rho = [(entry.window_start, entry.charge.rho) for entry in held] + [(at, charge.rho) for at in ahead]
-        delta = [(entry.window_start, entry.charge.delta) for entry in held] + [(at, charge.delta) for at in ahead]
-        return _heaviest(budget.horizon, rho) <= budget.rho and _heaviest(budget.horizon, delta) <= budget.delta
+        starts = (start + i * every for i in range(count))
+        ahead = [Entry(window_start=at, charge=charge, through=at + covers) for at in starts]
+        all_of_them = [*held, *ahead]
+        if not all_of_them:
+            return True
+        first, end = min(entry.window_start for entry in all_of_them), max(entry.last for entry in all_of_them)
+        worst = heaviest(budget.horizon, all_of_them, around=first, through=end)
+        return worst.rho <= budget.rho and worst.delta <= budget.delta
 
     if fits(enough):
         return None
     return bisect_left(range(enough), True, key=lambda count: not fits(count + 1))  # the value looked for
 
 
-def _heaviest(horizon: timedelta, charges: Sequence[tuple[datetime, Fraction]]) -> Fraction:
-    """The largest sum in any half-open span of the horizon's length; exact, in integers over a common denominator."""
-    denominator = math.lcm(*{charge.denominator for _, charge in charges})
-    near = sorted((at, charge.numerator * (denominator // charge.denominator)) for at, charge in charges)
-    worst = running = first = 0
-    for at, charge in near:
-        running += charge
-        while near[first][0] <= at - horizon:
-            running -= near[first][1]
-            first += 1
+def _heaviest(horizon: timedelta, charges: Sequence[tuple[datetime, datetime, Fraction]]) -> Fraction:
+    """The largest sum over the half-open spans of the horizon's length; exact, in integers over a common denominator.
+
+    A span `[t, t + horizon)` holds a charge if t lies in `(first - horizon, last]`, so some largest span begins at a
+    last.
+    """
+    denominator = math.lcm(*{charge.denominator for _, _, charge in charges})
+    whole = [(first, last, charge.numerator * (denominator // charge.denominator)) for first, last, charge in charges]
+    by_first, by_last = sorted(whole), sorted(whole, key=lambda one: one[1])
+    worst = running = come = gone = 0
+    for _, begin, _ in by_last:
+        while come < len(by_first) and by_first[come][0] - horizon < begin:
+            running += by_first[come][2]
+            come += 1
+        while by_last[gone][1] < begin:
+            running -= by_last[gone][2]
+            gone += 1
         worst = max(worst, running)
     return Fraction(worst, denominator)

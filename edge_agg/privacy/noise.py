@@ -8,6 +8,7 @@ on int64 vectors, so there is no floating-point attack; only `draw` is random.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ dp.enable_features("contrib")
 
 MAX_SCALE = 2.0**50
 """A larger scale could carry a sum out of int64; a plan that needs it is refused."""
+_MAX_THRESHOLD = 2**62
+_CHUNK = 4_096
+"""Cells that one thread draws at a time: OpenDP lets go of the GIL while it samples."""
 
 
 def calibrate(mechanism: Mechanism, *, sensitivity: float, loss: float) -> float:
@@ -94,20 +98,74 @@ def rho_within(epsilon: float, delta: float) -> Fraction:
     return Fraction(low, RHO_GRID)
 
 
+def threshold_of(mechanism: Mechanism, *, scale: float, cells: int, delta: float) -> tuple[int, float]:
+    """The smallest threshold at which a key that only one unit has shows with probability at most `delta`.
+
+    Args:
+        mechanism: the distribution of the noise on each key's distinct units.
+        scale: of that noise.
+        cells: keys that one unit may have, each with itself as the only unit.
+        delta: the probability, over all of those keys together.
+
+    Returns:
+        The threshold, and the delta that the mechanism's map gives for it. A key is released where its noisy units are
+        *strictly above* the threshold: the map accounts for `>`, though the library's own mechanism releases at `>=`
+        (https://github.com/opendp/opendp/issues/2922), so that mechanism is never invoked.
+
+    Raises:
+        ValueError: no threshold is high enough; the delta is too small.
+
+    Source: Rogers 2023 (unknown domains); OpenDP's `make_gaussian_threshold`, `make_laplace_threshold`.
+    """
+    if delta_of(mechanism, scale=scale, cells=cells, threshold=_MAX_THRESHOLD) > delta:
+        raise ValueError("no threshold fits the delta of discovery")
+    low, high = 0, _MAX_THRESHOLD
+    while high - low > 1:
+        middle = (low + high) // 2
+        if delta_of(mechanism, scale=scale, cells=cells, threshold=middle) <= delta:
+            high = middle
+        else:
+            low = middle
+    return high, delta_of(mechanism, scale=scale, cells=cells, threshold=high)
+
+
+def delta_of(mechanism: Mechanism, *, scale: float, cells: int, threshold: int) -> float:
+    """The threshold mechanism's own map: the delta for up to `cells` keys that one unit has alone."""
+    space = domains.map_domain(domains.atom_domain(T="i64"), domains.atom_domain(T="i64"))
+    if mechanism is Mechanism.GAUSSIAN:
+        l2 = math.nextafter(math.sqrt(cells), math.inf)
+        metric = metrics.l02inf_distance(metrics.absolute_distance(T="f64"))
+        gaussian: Any = measurements.make_gaussian_threshold(space, metric, scale, threshold)
+        return float(gaussian.map((cells, l2, 1.0))[1])
+    metric = metrics.l01inf_distance(metrics.absolute_distance(T="i64"))
+    laplace: Any = measurements.make_laplace_threshold(space, metric, scale, threshold)
+    return float(laplace.map((cells, cells, 1))[1])
+
+
 def draw(mechanism: Mechanism, scale: float, exact: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Add fresh noise to every cell.
+    """Add fresh, independent noise to every value.
 
     Args:
         mechanism: the distribution of the noise.
         scale: in grid steps.
-        exact: int64[n_cells].
+        exact: int64, of any shape.
 
     Returns:
-        int64[n_cells]. Draw once: a second draw of the same vector is a second loss.
+        int64, of the same shape. Draw once: a second draw of the same vector is a second loss.
 
     Guarantee: `loss_of` at the vector's sensitivity, under add/remove of one privacy unit.
     Source: Canonne, Kamath, Steinke 2020 (discrete Gaussian and Laplace); OpenDP's `make_gaussian`, `make_laplace`.
     """
+    flat = exact.ravel()
+    chunks = [flat[start : start + _CHUNK] for start in range(0, len(flat), _CHUNK)]
+    if len(chunks) <= 1:
+        return _drawn(mechanism, scale, flat).reshape(exact.shape)
+    with ThreadPoolExecutor() as threads:
+        drawn = list(threads.map(lambda chunk: _drawn(mechanism, scale, chunk), chunks))
+    return np.concatenate(drawn).reshape(exact.shape)
+
+
+def _drawn(mechanism: Mechanism, scale: float, exact: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.array(_measurement(mechanism, scale)(exact.tolist()), dtype=np.int64)
 
 

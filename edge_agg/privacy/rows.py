@@ -1,4 +1,4 @@
-"""Typed events become rows that can be bounded: cells coded, values clipped and on the grid, units indexed.
+"""Typed events become rows that can be bounded: cells coded, values clipped and on the grid, units and keys at hand.
 
 Place: the first step of bounding, between decoding and `bound`.
 Invariants: what becomes of a row depends on that row alone; a row without a unit or a time is dropped, a null or
@@ -11,45 +11,52 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from edge_agg.contract.cells import shape
-from edge_agg.contract.plan import Mean, Partition, Plan, Sum
-from edge_agg.contract.vectors import Vector, vectors_of
-from edge_agg.privacy.aggregate import to_grid
+from edge_agg.contract.vectors import Reading, Vector, readings_of, totals_of
+from edge_agg.privacy.aggregate import to_bins, to_grid, to_steps
 from edge_agg.privacy.bound import Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
+    from edge_agg.contract.plan import Key, Partition, Plan
+
     Int64s = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
     """The usable rows of a batch. All arrays have n_rows elements."""
 
-    unit: pa.Array
-    """Each row's privacy unit, string or int64."""
-    time_us: Int64s
-    cell: Int64s
-    values: Mapping[str, Int64s]
-    """What each row contributes to each summed vector."""
+    rows: Rows
     dropped: int
-    """Rows without a unit, a time or a cell."""
+    """Rows without a unit, a time, a cell or a key."""
+
+    @property
+    def time_us(self) -> Int64s:
+        """Each row's event time."""
+        return self.rows.time_us
 
     def take(self, index: npt.NDArray[np.intp]) -> Rows:
-        """Some of the rows."""
-        if len(index) == len(self.cell):
-            return Rows(unit=self.unit, cell=self.cell, time_us=self.time_us, values=self.values)
+        """Some of the rows, each at most once."""
+        rows = self.rows
+        if len(index) == len(rows.cell):
+            return rows
+        at = pa.array(index)
         return Rows(
-            unit=self.unit.take(pa.array(index)),
-            cell=self.cell[index],
-            time_us=self.time_us[index],
-            values={name: value[index] for name, value in self.values.items()},
+            unit=None if rows.unit is None else rows.unit.take(at),
+            cell=rows.cell[index],
+            key=None if rows.key is None else rows.key.take(at),
+            time_us=rows.time_us[index],
+            readings={name: codes[index] for name, codes in rows.readings.items()},
+            totals={name: steps[index] for name, steps in rows.totals.items()},
         )
 
 
@@ -61,56 +68,130 @@ def read_events(plan: Plan, vectors: Sequence[Vector], batch: pa.RecordBatch) ->
         vectors: its vectors.
         batch: the plan's columns, typed by `ingest.decode`.
     """
-    unit, time = batch.column(plan.privacy_unit.column), batch.column(plan.events.time)
-    usable = _valid(unit) & _valid(time)
-    cell = np.zeros(batch.num_rows, dtype=np.int64)
-    for partition, size in zip(plan.partition, shape(plan), strict=True):
-        code = _codes(partition, batch.column(partition.column))
-        usable &= code >= 0
-        cell = cell * size + code
-    keep = np.flatnonzero(usable)
-    return Events(
-        unit=unit.filter(pa.array(usable)),
-        time_us=pc.fill_null(time.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)[keep],
-        cell=cell[keep],
-        values={name: value[keep] for name, value in _contributions(plan, vectors, batch).items()},
-        dropped=batch.num_rows - len(keep),
+    time = batch.column(plan.events.time)
+    unit = None if plan.privacy_unit.column is None else batch.column(plan.privacy_unit.column)
+    usable = _Usable()
+    usable.need(time)
+    if unit is not None:
+        usable.need(unit)
+    key = _key(plan, batch, usable)
+    cell: Int64s | None = None
+    for partition, size in zip(plan.public, shape(plan), strict=True):
+        code = _codes(partition, batch.column(partition.column), usable)
+        cell = code if cell is None else cell * size + code
+    time_us = time.cast(pa.int64()) if time.null_count == 0 else pc.fill_null(time.cast(pa.int64()), 0)
+    rows = Rows(
+        unit=unit,
+        cell=np.zeros(batch.num_rows, dtype=np.int64) if cell is None else cell,
+        key=key,
+        time_us=time_us.to_numpy(zero_copy_only=False),
+        readings={name: _reading(reading, batch) for name, reading in readings_of(vectors).items()},
+        totals={name: _total(vector, batch) for name, vector in totals_of(vectors).items()},
     )
+    whole = Events(rows=rows, dropped=0)
+    keep = usable.rows()
+    return whole if keep is None else Events(rows=whole.take(keep), dropped=batch.num_rows - len(keep))
 
 
-def _codes(partition: Partition, column: pa.Array) -> Int64s:
-    """Each row's code in one partition column, int64[n_rows]; -1 where the row has no cell."""
-    known = pc.index_in(column, value_set=pa.array(partition.values, type=column.type), skip_nulls=True)
-    missing = len(partition.values) if partition.other else -1
-    codes: Int64s = pc.fill_null(known, missing).to_numpy(zero_copy_only=False).astype(np.int64)
+class _Usable:
+    """Which rows can be used; a batch in which all can never sees a mask."""
+
+    def __init__(self) -> None:
+        self._mask: Bools | None = None
+
+    def need(self, column: pa.Array) -> None:
+        """A row without a value here is dropped."""
+        if column.null_count:
+            self.keep(column.is_valid().to_numpy(zero_copy_only=False))
+
+    def keep(self, mask: Bools) -> None:
+        """Drop the rows where the mask is false."""
+        if not mask.all():
+            self._mask = mask if self._mask is None else self._mask & mask
+
+    def rows(self) -> npt.NDArray[np.intp] | None:
+        """The rows to keep; None if all are."""
+        return None if self._mask is None else np.flatnonzero(self._mask)
+
+
+def _key(plan: Plan, batch: pa.RecordBatch, usable: _Usable) -> pa.Array | None:
+    """Each row's discovered key as text, if the plan discovers any."""
+    partition = plan.discovered
+    if partition is None or partition.discover is None:
+        return None
+    column = batch.column(partition.column)
+    usable.need(column)
+    text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+    length = pc.fill_null(pc.binary_length(text), 0).to_numpy(zero_copy_only=False)
+    usable.keep(length <= partition.discover.max_bytes)
+    return text
+
+
+def _codes(partition: Partition, column: pa.Array, usable: _Usable) -> Int64s:
+    """Each row's code in one public partition, int64[n_rows]; a row that has no cell is dropped."""
+    codes = _calendar(partition, column) if partition.calendar is not None else _listed(partition, column)
+    if partition.other:
+        return np.where(codes < 0, len(partition.public), codes) if codes.min(initial=0) < 0 else codes
+    usable.keep(codes >= 0)
     return codes
 
 
-def _contributions(plan: Plan, vectors: Sequence[Vector], batch: pa.RecordBatch) -> dict[str, Int64s]:
-    bounds = {
-        vector.name: (metric.lower, metric.upper)
-        for metric in plan.metric
-        if isinstance(metric, Sum | Mean)
-        for vector in vectors_of(plan, metric)
-    }
-    out: dict[str, Int64s] = {}
-    for vector in vectors:
-        if vector.column is None:
-            continue
-        column = batch.column(vector.column)
-        valid = _valid(column)
-        if vector.clip is None:
-            out[vector.name] = valid.astype(np.int64)
-        else:
-            lower, upper = bounds[vector.name]
-            values = pc.fill_null(column.cast(pa.float64(), safe=False), 0.0).to_numpy(zero_copy_only=False)
-            out[vector.name] = to_grid(values, valid, lower=lower, upper=upper, clip=vector.clip)
-    return out
+def _listed(partition: Partition, column: pa.Array) -> Int64s:
+    """The place of each row's key among the public ones; -1 where it is none of them."""
+    keys, first = partition.public, partition.public[0]
+    codes: Int64s
+    if (
+        isinstance(first, int)
+        and not column.null_count
+        and pa.types.is_integer(column.type)
+        and _consecutive(keys, first)
+    ):
+        values = column.to_numpy()
+        codes = values - first
+        outside = codes.view(np.uint64) >= len(keys)
+        return np.where(outside, -1, codes) if outside.any() else codes
+    known = pc.index_in(column, value_set=pa.array(keys, type=column.type), skip_nulls=True)
+    codes = (pc.fill_null(known, -1) if known.null_count else known).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes
 
 
-def _valid(column: pa.Array) -> npt.NDArray[np.bool_]:
-    """Where a value stands: neither null nor NaN."""
-    valid: npt.NDArray[np.bool_] = pc.is_valid(column).to_numpy(zero_copy_only=False)
-    if pa.types.is_floating(column.type):
-        valid = valid & ~pc.fill_null(pc.is_nan(column), fill_value=True).to_numpy(zero_copy_only=False)
-    return valid
+def _consecutive(keys: Sequence[Key], first: int) -> bool:
+    return all(key == first + i for i, key in enumerate(keys))
+
+
+def _calendar(partition: Partition, column: pa.Array) -> Int64s:
+    local = pl.Series(values=column).dt.convert_time_zone(partition.timezone or "UTC")
+    parts = local.dt.hour() if partition.calendar == "hour" else local.dt.weekday() - 1
+    codes: Int64s = parts.cast(pl.Int64).fill_null(-1).to_numpy()
+    return codes
+
+
+def _reading(reading: Reading, batch: pa.RecordBatch) -> Int64s:
+    """Each row's code: 0 .. size - 1, or size where there is no value."""
+    values, missing = _numbers(batch.column(reading.column))
+    if reading.edges:
+        codes = to_bins(values, edges=reading.edges)
+    else:
+        codes = to_grid(values, lower=reading.lower, upper=reading.upper, resolution=reading.resolution)
+    return codes if missing is None else np.where(missing, reading.size, codes)
+
+
+def _total(vector: Vector, batch: pa.RecordBatch) -> Int64s:
+    """What each row adds to its unit's total, in grid steps; 0 where there is no value."""
+    assert vector.column is not None, "a total is of a column"
+    assert vector.clip is not None, "a total is on a grid"
+    values, missing = _numbers(batch.column(vector.column))
+    steps = to_steps(values, vector.clip.resolution)
+    return steps if missing is None else np.where(missing, 0, steps)
+
+
+def _numbers(column: pa.Array) -> tuple[npt.NDArray[np.float64], Bools | None]:
+    """A column as floats, and where it has no value: null or NaN. None if it has all."""
+    filled = pc.fill_null(column, 0) if column.null_count else column
+    values = filled.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    missing = ~column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
+    nan = np.isnan(values)
+    if nan.any():
+        missing = nan if missing is None else missing | nan
+        values = np.where(nan, 0.0, values)
+    return values, missing

@@ -1,7 +1,8 @@
-"""The guarantee in numbers and words: what a plan costs a unit at one site, a person, and over a year.
+"""The guarantee in numbers and words: what a plan costs a unit at one site, a person, in a period and over a year.
 
-Place: shown by `edge-agg check` and `status` before and while a budget is spent; nothing here spends any.
-Invariants: every epsilon is OpenDP's conversion of a composed rho, rounded up; no loss is quoted for one window alone.
+Place: shown by `edge-agg check`, `status` and `ledger`, before and while a budget is spent; nothing here spends any.
+Invariants: every epsilon is OpenDP's conversion of a composed rho, rounded up; the delta of discovered keys is a part
+of the delta shown beside it; no loss is quoted for one window alone.
 """
 
 from __future__ import annotations
@@ -12,18 +13,14 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from edge_agg.contract.plan import Count, DistinctUnits, Mean, Sum
 from edge_agg.contract.release import Charge, Mechanism
-from edge_agg.contract.vectors import vectors_of
 from edge_agg.privacy import noise
 from edge_agg.privacy.ledger import Budget
 
 if TYPE_CHECKING:
-    from edge_agg.contract.plan import Metric
+    from edge_agg.contract.plan import Plan
     from edge_agg.privacy.measurement import Measurement
 
-TYPICAL_ROWS = 1_000
-"""Rows a cell is taken to hold at one site, where a mean's error is predicted."""
 _PERIODS = {timedelta(hours=1): "hourly", timedelta(days=1): "daily", timedelta(days=7): "weekly"}
 
 
@@ -35,12 +32,22 @@ class Loss:
     epsilon: float
     """At `delta`, rounded up."""
     delta: float
+    """All of it: what discovered keys cost, and what the conversion of rho takes."""
     pure: float | None
     """The pure epsilon, where the mechanism has one."""
 
     def __str__(self) -> str:
         text = f"epsilon {rounded_up(self.epsilon)} at delta {self.delta:g}"
         return text if self.pure is None else f"epsilon {rounded_up(self.pure)} (pure); {text}"
+
+    @property
+    def guess(self) -> float:
+        """How often somebody is right at most who guesses whether the unit is in the data, at even odds beforehand.
+
+        Source: Kairouz, Oh, Viswanath 2015, the trade-off region's corner: (e**epsilon + delta) / (1 + e**epsilon).
+        """
+        epsilon = self.epsilon if self.pure is None else min(self.epsilon, self.pure)
+        return min(1.0, (1 + self.delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,32 +58,42 @@ class Statement:
     """One window at one site."""
     window_person: Loss
     """One window, for a person seen at up to `max_nodes` sites."""
+    period_person: Loss | None
+    """One period, for that person, where the plan bounds the windows that a unit counts in."""
+    horizon_site: Loss
+    """Every window of the account's horizon, at one site."""
     horizon_person: Loss
-    """Every window of the account's horizon, for that person."""
+    """Every window of the account's horizon, for a person seen at up to `max_nodes` sites."""
     windows: int
     """Windows that were counted for the horizon: those that fit it, or those that its budget admits."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """How far off one metric's cell will be from noise alone: half the width of its 95 % interval."""
-
-    metric: str
-    one_site: float
-    all_sites: float
-    """For the sum (or the mean) over all sites."""
-    note: str
-    """What the figure takes for granted."""
-
-
-def budget_of(*, epsilon: float, delta: float, horizon: timedelta) -> Budget:
-    """An account's budget in rho. All of delta goes to the conversion: no plan discovers keys yet."""
-    return Budget(rho=noise.rho_within(epsilon, delta), delta=Fraction(0), horizon=horizon)
+def budget_of(*, epsilon: float, delta: float, horizon: timedelta, discovery: float = 0.0) -> Budget:
+    """An account's budget: rho by the conversion at what discovery leaves of delta, and discovery's part of delta."""
+    return Budget(rho=noise.rho_within(epsilon, delta - discovery), delta=Fraction(discovery), horizon=horizon)
 
 
 def loss(charge: Charge, delta: float, *, pure: float | None = None) -> Loss:
-    """A charge, shown as epsilon at a delta."""
-    return Loss(rho=charge.rho, epsilon=noise.epsilon_of(charge.rho, delta), delta=delta, pure=pure)
+    """A charge, shown as epsilon at a delta.
+
+    Args:
+        charge: what was or would be lost.
+        delta: at which to show it; what the charge has for discovered keys is a part of it, and must be less.
+        pure: the pure epsilon, where the mechanism has one.
+    """
+    left = delta - float(charge.delta)
+    return Loss(rho=charge.rho, epsilon=noise.epsilon_of(charge.rho, left), delta=delta, pure=pure)
+
+
+def charges_within(measurement: Measurement, horizon: timedelta) -> int:
+    """How many of the plan's charges (a window's, or a period's) one span of the horizon's length can hold at most.
+
+    A charge covers its windows' starts, from a first to a last; a half-open span of length H meets those whose first
+    lies in an interval of length H + (last - first). Such intervals hold one more than fit them end to end.
+    """
+    plan = measurement.plan
+    step = plan.period or plan.every
+    return -(-(horizon + step - plan.every) // step)
 
 
 def state(measurement: Measurement, budget: Budget, delta: float) -> Statement:
@@ -85,25 +102,64 @@ def state(measurement: Measurement, budget: Budget, delta: float) -> Statement:
     Args:
         measurement: the compiled plan.
         budget: its account's.
-        delta: the account's, at which the composed epsilons are shown.
+        delta: the account's, at which the composed epsilons are shown. Where discovered keys cost a person more than
+            the account keeps for them at one site, the composed statements show a larger delta instead.
     """
     plan, charge = measurement.plan, measurement.charge
-    # A span of the horizon's length can hold one window more than fit it end to end, but never more than its budget.
-    fit = -(-budget.horizon // plan.every)
-    windows = min(fit, math.floor(budget.rho / charge.rho))
-    nodes = plan.privacy_unit.max_nodes
-    pure = sum(spec.loss for spec in measurement.specs) if measurement.specs[0].mechanism is Mechanism.LAPLACE else None
+    nodes, counted = plan.privacy_unit.max_nodes, plan.bounds.max_windows or 1
+    rooms = [charges_within(measurement, budget.horizon), math.floor(budget.rho / (charge.rho * counted))]
+    if charge.delta and budget.delta:
+        rooms.append(math.floor(budget.delta / (charge.delta * counted)))
+    windows = min(rooms) * counted
+    pure = None
+    if measurement.specs[0].mechanism is Mechanism.LAPLACE:
+        selected = 0.0 if measurement.selection is None else measurement.selection.loss
+        pure = math.fsum([*(spec.loss for spec in measurement.specs), selected])
+    kept = delta - float(budget.delta)
+
+    def composed(times: int) -> Loss:
+        return loss(charge * times, kept + float(charge.delta) * times)
+
     return Statement(
-        window_site=loss(charge, plan.budget.delta or delta, pure=pure),
-        window_person=loss(_times(charge, nodes), delta, pure=None if pure is None else nodes * pure),
-        horizon_person=loss(_times(charge, nodes * windows), delta),
+        window_site=loss(charge, plan.budget.delta or kept + float(charge.delta), pure=pure),
+        window_person=loss(
+            charge * nodes, kept + float(charge.delta) * nodes, pure=None if pure is None else nodes * pure
+        ),
+        period_person=None if plan.bounds.max_windows is None else composed(nodes * counted),
+        horizon_site=composed(windows),
+        horizon_person=composed(nodes * windows),
         windows=windows,
     )
 
 
-def predict(measurement: Measurement, sites: int) -> list[Prediction]:
-    """The error that noise alone will cause, per metric and cell, at one site and over all of them."""
-    return [_predict(measurement, metric, sites) for metric in measurement.plan.metric]
+def promises(said: Statement, plan: Plan, horizon: timedelta) -> list[tuple[str, Loss]]:
+    """The statement, as lines of what somebody sees and what that tells at most about one unit."""
+    nodes, days = plan.privacy_unit.max_nodes, f"{horizon.days} days"
+    lines = [("one window, this site", said.window_site)]
+    if nodes > 1:
+        lines.append((f"one window, up to {nodes} sites", said.window_person))
+    if said.period_person is not None:
+        lines.append((f"{plan.bounds.period}, in which it counts {plan.bounds.max_windows} times", said.period_person))
+    lines.append((f"{days} ({said.windows} windows), this site", said.horizon_site))
+    if nodes > 1:
+        lines.append((f"{days} ({said.windows} windows), up to {nodes} sites", said.horizon_person))
+    return lines
+
+
+def in_words(said: Statement, plan: Plan) -> str:
+    """The promise of one window as a sentence, and what weakens it."""
+    unit = plan.privacy_unit.label
+    whose = "one event" if plan.privacy_unit.event else f"one {unit}"
+    text = (
+        f"Whoever sees everything that leaves this site in one window learns at most {said.window_site} about {whose}."
+    )
+    if plan.privacy_unit.event:
+        text += (
+            " This hides one event, not whose it was: a weaker promise. Who has many events is hidden that much less."
+        )
+    if plan.discovered is not None:
+        text += " The delta includes the chance that a discovered key shows which only one unit has."
+    return text
 
 
 def rounded_up(epsilon: float) -> str:
@@ -114,35 +170,3 @@ def rounded_up(epsilon: float) -> str:
 def period(every: timedelta) -> str:
     """A window's length as people say it: `weekly`, `daily`, `hourly`, or its hours."""
     return _PERIODS.get(every, f"{every.total_seconds() / 3600:g}-hour")
-
-
-def _times(charge: Charge, n: int) -> Charge:
-    return Charge(rho=charge.rho * n, delta=charge.delta * n)
-
-
-def _predict(measurement: Measurement, metric: Metric, sites: int) -> Prediction:
-    deviation = {spec.name: _deviation(spec.mechanism, spec.scale) for spec in measurement.specs}
-    names = [vector.name for vector in vectors_of(measurement.plan, metric)]
-    root, note = math.sqrt(sites), "noise only"
-    match metric:
-        case Count() | DistinctUnits():
-            one = 1.96 * deviation[names[0]]
-            return Prediction(metric=metric.name, one_site=one, all_sites=one * root, note=note)
-        case Sum():
-            one = 1.96 * deviation[names[0]] * metric.resolution
-            return Prediction(metric=metric.name, one_site=one, all_sites=one * root, note=note)
-        case Mean():
-            # Worst case: a mean at the edge of its range feels the noise of the count at half the range.
-            half = (metric.upper - metric.lower) / 2
-            spread = math.hypot(deviation[names[0]] * metric.resolution, deviation[names[1]] * half)
-            one = 1.96 * spread / TYPICAL_ROWS
-            note = f"at {TYPICAL_ROWS:,} rows a cell and site, mean at the edge of its range"
-            return Prediction(metric=metric.name, one_site=one, all_sites=one / root, note=note)
-
-
-def _deviation(mechanism: Mechanism, scale: float) -> float:
-    """The standard deviation of the noise; the discrete Gaussian's is no more than its scale."""
-    if mechanism is Mechanism.GAUSSIAN:
-        return scale
-    p = math.exp(-1 / scale)
-    return math.sqrt(2 * p) / (1 - p)

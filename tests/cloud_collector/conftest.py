@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from cloud_collector.payload import Values
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.cells import n_cells
 from edge_agg.contract.plan import Plan, PlanHash, parse_plan, plan_hash
-from edge_agg.contract.release import Charge, Link, Mechanism, Release, Sealed, Status, VectorSpec
-from edge_agg.contract.vectors import plan_vectors
+from edge_agg.contract.release import Charge, KeySpec, Link, Mechanism, Release, Sealed, Status, VectorSpec
+from edge_agg.contract.vectors import payload_columns, plan_vectors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 MONDAY = datetime(2013, 1, 7, tzinfo=UTC)
@@ -76,7 +79,7 @@ class Made:
 
     release: Release
     sealed: Sealed
-    values: dict[str, NDArray[np.int64]]
+    values: Values
 
     @property
     def pair(self) -> tuple[Release, Sealed]:
@@ -96,23 +99,27 @@ class Maker:
         """A lookup that knows this plan only."""
         return self.plan if wanted == self.hash else None
 
-    def values(self, seed: int) -> dict[str, NDArray[np.int64]]:
-        """Random vectors of the plan's shape."""
+    def values(self, seed: int, found: int = 1) -> dict[str, NDArray[np.int64]]:
+        """Random columns of the plan's shape, for so many discovered keys if it discovers any."""
         random = np.random.default_rng(seed)
-        cells = n_cells(self.plan)
-        return {vector.name: random.integers(-(2**40), 2**40, cells) for vector in plan_vectors(self.plan)}
+        rows = n_cells(self.plan) * found
+        return {name: random.integers(-(2**40), 2**40, rows) for name in payload_columns(self.plan)}
 
-    def make(self, *, seed: int = 0, window: int = 0, agent: str = "jfk", **changes: Any) -> Made:
-        """Make the release of one window, counted from a Monday in 2013."""
+    def make(
+        self, *, seed: int = 0, window: int = 0, agent: str = "jfk", found: Sequence[str] | None = None, **changes: Any
+    ) -> Made:
+        """Make the release of one window, counted from a Monday in 2013, with the keys that were found in it."""
         specs: tuple[VectorSpec, ...] = ()
-        payload, values = b"", self.values(seed)
+        payload, values = b"", self.values(seed, 1 if found is None else len(found))
+        partition = self.plan.discovered
+        keys = None if partition is None else arrow.Keys(partition.label, found or ())
         released = changes.get("status", Status.RELEASED) is Status.RELEASED
         drawn = changes.get("status", Status.RELEASED) in {Status.RELEASED, Status.LOST}
         if released:
-            payload = arrow.encode(values)
+            payload = arrow.encode(values, keys)
             specs = tuple(
-                VectorSpec(name=name, mechanism=Mechanism.GAUSSIAN, scale=1.5 + i, sensitivity=5.0, loss=0.1)
-                for i, name in enumerate(values)
+                VectorSpec(name=vector.name, mechanism=Mechanism.GAUSSIAN, scale=1.5 + i, sensitivity=5.0, loss=0.1)
+                for i, vector in enumerate(plan_vectors(self.plan))
             )
         start = MONDAY + window * self.plan.every
         release = Release(
@@ -132,12 +139,41 @@ class Maker:
             max_partitions=self.plan.bounds.max_partitions,
             max_rows_per_partition=self.plan.bounds.max_rows_per_partition,
             max_nodes=self.plan.privacy_unit.max_nodes,
-            rows=n_cells(self.plan) if released else 0,
+            selection=None if keys is None or not released else _selection(keys.partition),
+            rows=len(next(iter(values.values()))) if released else 0,
             payload_sha256=hashlib.sha256(payload).digest() if released else b"",
         )
         payload = changes.pop("payload", payload)
         release = replace(release, **changes)
-        return Made(release=release, sealed=codec.seal(release, payload), values=values if released else {})
+        return Made(
+            release=release,
+            sealed=codec.seal(release, payload),
+            values=Values(columns=values if released else {}, keys=found if released else None),
+        )
+
+
+def _selection(partition: str) -> KeySpec:
+    return KeySpec(
+        partition=partition,
+        mechanism=Mechanism.GAUSSIAN,
+        scale=2.0,
+        sensitivity=1.0,
+        threshold=12,
+        loss=0.1,
+        delta=1e-8,
+    )
+
+
+@pytest.fixture
+def keyed_maker() -> Maker:
+    """Releases of a plan that discovers keys, beside public ones, and releases bins."""
+    text = PLAN.replace("flight_delays", "found_flights").replace(
+        "other = true", '[[partition]]\ncolumn = "tailnum"\nname = "plane"\ndiscover = { delta = 1e-7, max_bytes = 8 }'
+    )
+    bins = (
+        '[[metric]]\nname = "spread"\nkind = "histogram"\ncolumn = "dep_delay"\nedges = [0.0, 10.0, 60.0]\n\n[budget]'
+    )
+    return Maker(text.replace("[budget]", bins))
 
 
 @pytest.fixture

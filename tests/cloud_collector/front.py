@@ -216,10 +216,11 @@ class FakeLake:
             "landing_id": pa.array(range(rows), pa.int64()),
         }
         for i, partition in enumerate(plan.partition):
-            columns[partition.column] = pa.array([cell[i] for cell in cells], pa.string())
+            columns[partition.label] = pa.array([cell[i] for cell in cells], pa.string())
         for vector in plan_vectors(plan):
-            filled = [values] * rows if isinstance(values, int) else list(values[vector.name])
-            columns[vector.name] = pa.array(filled if status == "released" else [None], pa.int64())
+            for name in vector.columns:
+                filled = [values] * rows if isinstance(values, int) else list(values[name])
+                columns[name] = pa.array(filled if status == "released" else [None], pa.int64())
             columns[f"{vector.name}__scale"] = pa.array(
                 [scale] * rows if status == "released" else [None], pa.float64()
             )

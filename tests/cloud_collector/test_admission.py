@@ -13,6 +13,7 @@ import zstandard
 
 from cloud_collector import admission
 from cloud_collector.admission import Refused, admit
+from cloud_collector.payload import Values
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.grid import ORIGIN
 from edge_agg.contract.refusal import RULES, Refusal
@@ -39,16 +40,16 @@ def test_what_fits_its_plan_is_admitted_with_its_values(maker: Maker) -> None:
     made = maker.make(seed=3, window=5)
     admitted = admit(made.sealed.header, made.sealed.payload, maker.plan_of)
     assert (admitted.release, admitted.sealed, admitted.plan) == (made.release, made.sealed, maker.plan)
-    assert list(admitted.values) == ["departures", "delay_sum", "delay_count"]
-    for name, values in made.values.items():
-        assert admitted.values[name].dtype == np.int64
-        assert admitted.values[name].tolist() == values.tolist()
+    assert list(admitted.values.columns) == ["departures", "delay_sum", "delay_count"]
+    for name, values in made.values.columns.items():
+        assert admitted.values.columns[name].dtype == np.int64
+        assert admitted.values.columns[name].tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("status", [Status.LOST, Status.EXHAUSTED, Status.VETOED])
 def test_a_window_without_values_is_admitted_without_values(maker: Maker, status: Status) -> None:
     made = maker.make(status=status)
-    assert admit(made.sealed.header, b"", maker.plan_of).values == {}
+    assert admit(made.sealed.header, b"", maker.plan_of).values == Values(columns={})
 
 
 def test_a_window_before_1970_lies_on_the_same_grid(maker: Maker) -> None:
@@ -101,6 +102,53 @@ def test_what_does_not_fit_its_plan_is_a_mismatch(maker: Maker, name: str, monke
 
 def test_every_crafted_release_is_tried(maker: Maker) -> None:
     assert set(CRAFTED) == set(_changes(maker.make()))
+
+
+def _keyed_changes(made: Made) -> dict[str, dict[str, Any]]:
+    release = made.release
+    assert release.selection is not None
+    return {
+        "no selection": {"selection": None},
+        "another partition": {"selection": replace(release.selection, partition="carrier")},
+        "another mechanism": {"selection": replace(release.selection, mechanism=Mechanism.LAPLACE)},
+        "more delta": {"selection": replace(release.selection, delta=1e-6)},
+        "half a key": {"rows": release.rows - 1},
+        "more keys than fit": {"rows": 9 * (100_000 // 9 + 1)},
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["no selection", "another partition", "another mechanism", "more delta", "half a key", "more keys than fit"]
+)
+def test_a_selection_that_is_not_the_plan_s_is_a_mismatch(keyed_maker: Maker, name: str) -> None:
+    """Keys come by the plan's own discovery, each with all public cells, and no more than fit."""
+    made = keyed_maker.make(found=["N1", "N2"])
+    assert refusal_of(made, keyed_maker) is None
+    crafted = keyed_maker.make(found=["N1", "N2"], **_keyed_changes(made)[name])
+    assert refusal_of(crafted, keyed_maker) is Refusal.PLAN_MISMATCH
+
+
+def test_a_selection_where_the_plan_discovers_nothing_is_a_mismatch(maker: Maker, keyed_maker: Maker) -> None:
+    """Its keys could be anything."""
+    selection = keyed_maker.make(found=["N1"]).release.selection
+    assert refusal_of(maker.make(selection=selection), maker) is Refusal.PLAN_MISMATCH
+
+
+def test_discovered_keys_are_admitted_with_their_rows(keyed_maker: Maker) -> None:
+    """Several keys, or none at all: a window in which nothing passed was released all the same."""
+    for found in (["N1", "N2"], []):
+        made = keyed_maker.make(found=found)
+        values = admit(made.sealed.header, made.sealed.payload, keyed_maker.plan_of).values
+        assert list(values.keys or ()) == found
+        assert all(column.tolist() == made.values.columns[name].tolist() for name, column in values.columns.items())
+
+
+@pytest.mark.parametrize(
+    "found", [["N2", "N1"], ["N1", "N1"], ["a key that is too long"]], ids=["order", "twice", "long"]
+)
+def test_keys_that_are_not_canonical_are_malformed(keyed_maker: Maker, found: list[str]) -> None:
+    """Distinct, ascending, of bounded length."""
+    assert refusal_of(keyed_maker.make(found=found), keyed_maker) is Refusal.MALFORMED
 
 
 def test_rows_without_values_are_malformed(maker: Maker) -> None:
@@ -202,5 +250,5 @@ def test_damaged_bytes_are_refused_or_admitted_and_nothing_else(
         except Refused:
             refused += 1
         else:
-            assert all(len(vector) == 10 for vector in admitted.values.values())
+            assert all(len(vector) == 10 for vector in admitted.values.columns.values())
     assert refused > tries / 4, "the damage hardly reaches anything"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -59,7 +60,7 @@ def read(lake: Lake, maker: Maker) -> list[dict[str, Any]]:
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(rows, key=lambda row: (row["landing_id"], str(row.get("carrier"))))
+    return sorted(rows, key=lambda row: (row["landing_id"], str(row.get("plane")), str(row.get("carrier"))))
 
 
 def expected(maker: Maker, made: Sequence[Made]) -> list[dict[str, Any]]:
@@ -69,15 +70,14 @@ def expected(maker: Maker, made: Sequence[Made]) -> list[dict[str, Any]]:
         release = one.release
         who = {"tenant": release.tenant, "node": release.agent, "landing_id": landing_id, "status": str(release.status)}
         who |= {"window_start": release.window_start, "window_end": release.window_end}
-        columns = [partition.column for partition in maker.plan.partition]
+        columns = [partition.label for partition in maker.plan.partition]
         if release.status is not Status.RELEASED:
             rows.append(dict.fromkeys(table_schema(maker.plan).names) | who)
             continue
-        for cell, key in enumerate(keys(maker.plan)):
-            row = who | dict(zip(columns, key, strict=True))
-            for spec in release.vectors:
-                row |= {spec.name: int(one.values[spec.name][cell]), f"{spec.name}__scale": spec.scale}
-            rows.append(row)
+        for i, (found, key) in enumerate(itertools.product(one.values.keys or [""], keys(maker.plan))):
+            row = who | dict(zip(columns, [*key, found], strict=False))
+            row |= {name: int(column[i]) for name, column in one.values.columns.items()}
+            rows.append(row | {f"{spec.name}__scale": spec.scale for spec in release.vectors})
     return in_order(rows)
 
 
@@ -92,6 +92,20 @@ def test_what_is_read_is_what_was_appended(lake: Lake, maker: Maker) -> None:
     lake.append(maker.plan, maker.hash, rows_of(made)[3:], app_id="a")
     assert read(lake, maker) == expected(maker, made)
     assert len(read(lake, maker)) == 6 * 10 + 1
+
+
+def test_discovered_keys_and_bins_are_columns_like_others(lake: Lake, keyed_maker: Maker) -> None:
+    """Each key has a row a public cell; a release without any has one row, which keeps it on record."""
+    found: list[list[str]] = [["N1", "N2", "größe"], ["N2"]]
+    made = [keyed_maker.make(seed=i, window=i, found=keys) for i, keys in enumerate(found)]
+    made.append(keyed_maker.make(window=2, status=Status.EXHAUSTED))
+    empty = keyed_maker.make(window=3, found=[])
+    lake.append(keyed_maker.plan, keyed_maker.hash, rows_of([*made, empty]), app_id="a")
+    *filled, last = read(lake, keyed_maker)
+    assert filled == expected(keyed_maker, made)
+    assert len(filled) == (3 + 1) * 9 + 1
+    assert (last["status"], last["plane"], last["carrier"], last["spread__0"]) == ("released", None, None, None)
+    assert last["spread__scale"] == 4.5
 
 
 def test_a_plan_without_partitions_has_one_row_a_release(lake: Lake, other_maker: Maker) -> None:
@@ -161,7 +175,7 @@ def test_large_batches_are_cut_without_loss(
     landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealing, "_CHUNK", 7)
-    monkeypatch.setattr(sealing, "MAX_ROWS", 30)
+    monkeypatch.setattr(sealing, "MAX_VALUES", 90)  # of 10 cells x 3 columns each
     made = [maker.make(seed=i, window=i) for i in range(16)]
     land(landing, made)
     assert Sealer(landing, lake, maker.plan_of).seal() == 16

@@ -156,3 +156,18 @@ def test_the_hash_is_the_contract_s(registry: PlanRegistry, other_maker: Maker) 
 
 def _crash(_: int) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_file_of_keys_is_written_out(registry: PlanRegistry, maker: Maker, tmp_path: Path) -> None:
+    """What is registered stands alone, and is the same plan as if the keys had been listed."""
+    listed = 'values = ["9E", "AA", "B6", "DL", "EV", "MQ", "UA", "US", "WN"]'
+    path = tmp_path / "plan.toml"
+    path.write_text(maker.text.replace(listed, 'file = "carriers.txt"'))
+    with pytest.raises(ConfigInvalid, match=r"plan\.toml|carriers\.txt"):
+        registry.add_file(path, ["jfk"])
+    (tmp_path / "carriers.txt").write_text("9E\nAA\nB6\nDL\nEV\nMQ\nUA\nUS\nWN\n")
+    assert registry.add_file(path, ["jfk"]).hash == maker.hash
+    (tmp_path / "carriers.txt").unlink()
+    assert PlanRegistry(tmp_path / "plans").find("flight_delays").hash == maker.hash
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        registry.add_file(tmp_path / "nowhere.toml", [])

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from cloud_collector import query as room
-from cloud_collector.combine import Noise, Term, half_width, ratio_interval
+from cloud_collector import totals as room
+from cloud_collector.combine import half_width
 from cloud_collector.errors import QuestionInvalid
+from cloud_collector.noise import Noise, Term
 from cloud_collector.query import Query
-from cloud_collector.question import Question
+from cloud_collector.question import Asked, Question
+from cloud_collector.ratio import ratio_interval
 from edge_agg.contract.cells import keys
 from edge_agg.contract.codec import to_us
 from edge_agg.contract.plan import parse_plan
@@ -80,7 +82,7 @@ def test_totals_are_exact_and_every_draw_of_noise_is_counted(lake: FakeLake, mon
 
     real = room._total
     with monkeypatch.context() as mutant:
-        mutant.setattr(room, "_total", lambda plan, scales, sums, draws: real(plan, scales, sums, 1))
+        mutant.setattr(room, "_total", lambda asked, scales, sums, draws: real(asked, scales, sums, 1))
         with pytest.raises(AssertionError):
             check_totals(lake)
 
@@ -95,10 +97,10 @@ def test_sums_are_integers_beyond_what_floats_hold(lake: FakeLake, monkeypatch: 
     lake.write("a", 0, vectors("departures", [big, big, big, 1 - big, -big, -big]))
     check_beyond_floats(lake)
 
-    real = room._Rows._run
+    real = room.Rows._run
     with monkeypatch.context() as mutant:
         mutant.setattr(
-            room._Rows,
+            room.Rows,
             "_run",
             lambda self, select, where, params: real(
                 self, select.replace('sum("departures")', 'sum("departures"::double)'), where, params
@@ -177,13 +179,13 @@ def test_what_is_missing_is_typed_and_counted(lake: FakeLake, monkeypatch: pytes
     write_typed(lake)
     check_coverage(lake)
 
-    real = room._Rows.records
+    real = room.Rows.records
 
     def forget(self: Any, nodes: Any, grid: Any) -> Any:
         return {key: record for key, record in real(self, nodes, grid).items() if record["released"]}
 
     with monkeypatch.context() as mutant:
-        mutant.setattr(room._Rows, "records", forget)
+        mutant.setattr(room.Rows, "records", forget)
         with pytest.raises(AssertionError):
             check_coverage(lake)
 
@@ -368,6 +370,21 @@ def test_an_error_names_what_is_wrong_and_repeats_nothing(lake: FakeLake, name: 
         ask(lake, **more)
     assert expected in str(raised.value)
     assert CANARY not in str(raised.value)
+
+
+def test_filters_on_a_discovered_column_keep_what_all_of_them_name() -> None:
+    """Any text may be named; naming nothing in common asks for nothing, not for everything."""
+    listed = 'values = ["UA", "AA"]\nother = true'
+    plan = parse_plan(PLAN_TEXT.replace(listed, "discover = { delta = 1e-9 }"))
+
+    def wanted(*filters: tuple[str, ...]) -> tuple[str, ...] | None:
+        where = tuple(("carrier", values) for values in filters)
+        return Asked.of(plan, Question(plan=plan.name, metric="departures", where=where)).wanted
+
+    assert wanted() is None
+    assert wanted(("b", "a", "a")) == ("a", "b")
+    assert wanted(("b", "a"), ("b", "c")) == ("b",)
+    assert wanted(("a",), ("b",)) == ()
 
 
 def test_a_question_is_read_from_the_wire() -> None:

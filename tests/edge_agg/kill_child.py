@@ -24,18 +24,16 @@ from edge_agg.agent import Agent, build
 from edge_agg.clock import SystemClock
 from edge_agg.config import horizon_of, load
 from edge_agg.contract import arrow, codec
-from edge_agg.contract.release import Status
 from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.journal import Journal
 from edge_agg.privacy import noise
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.statement import budget_of
-from edge_agg.series import Series
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_agg.contract.release import Sealed
+    from edge_agg.contract.release import Link, Sealed
     from edge_agg.uplink import Waiting
 
 
@@ -80,19 +78,19 @@ class FileCollector:
 
 def charge_after_draw(home: Path) -> None:
     """Mutant: T1 comes after the draw."""
-    charge, released = Series._charge, Series._released
+    charge, next_link = Journal.charge, Journal.next_link
+    owed: list[dict[str, Any]] = []
 
-    def late_charge(self: Series, bounding: Any) -> bytes:
-        payload = released(self, bounding)
-        charge(self, self._start)  # type: ignore[attr-defined]  # put there below
-        return payload
+    def late_charge(self: Journal, **given: Any) -> None:
+        owed.append(given)
 
-    def no_charge(self: Series, start: Any) -> Status:
-        type(self)._start = start  # type: ignore[attr-defined]  # the mutant's own
-        return Status.RELEASED
+    def pay(self: Journal) -> Link:
+        while owed:
+            charge(self, **owed.pop())
+        return next_link(self)
 
-    Series._charge = no_charge  # type: ignore[method-assign]  # a mutant
-    Series._released = late_charge  # type: ignore[method-assign]  # a mutant
+    Journal.charge = late_charge  # type: ignore[method-assign]  # a mutant
+    Journal.next_link = pay  # type: ignore[method-assign]  # a mutant
 
 
 def send_before_seal(home: Path) -> None:
@@ -122,7 +120,7 @@ def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
         draws = home / "draws"
         answer = draws.stat().st_size if draws.exists() else 0
         append(draws, f"{answer}")
-        return np.full(len(exact), answer, dtype=np.int64)
+        return np.full(exact.shape, answer, dtype=np.int64)
 
     noise.draw = draw
     failpoint.armed = armed

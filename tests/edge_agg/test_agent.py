@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import apsw
+import numpy as np
 import pytest
 
 from edge_agg import failpoint, telemetry
@@ -18,6 +19,7 @@ from edge_agg.errors import JournalFailed, SourceUnreadable
 from edge_agg.ingest.file import FileSource
 from edge_agg.journal import Journal
 from edge_agg.privacy import noise
+from edge_agg.privacy.measurement import Measurement, units_of_keys
 from edge_agg.series import Series
 from edge_agg.telemetry import Event
 from tests.fakes import (
@@ -40,8 +42,10 @@ from tests.fakes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
+
+    from edge_agg.privacy.bound import Bounded
 
 LATER = MONDAY + 52 * WEEK
 """When the tests run, where the past is read."""
@@ -416,17 +420,32 @@ WEIRD = [
     Row(u="X", t=MONDAY + 27 * DAY, x=7_777_777.0),
     *[Row(u="X", t=MONDAY + i * HOUR, k="ab"[i % 2]) for i in range(300)],
 ]
+SHAPE = 'name = "shape"\nkind = "histogram"\ncolumn = "x"\nedges = [0.0, 1.0, 2.0]'
+ALWAYS = [
+    Row(u=f"v{i}", t=MONDAY + week * WEEK, k=key) for week in range(4) for i, key in enumerate("aabbb", start=10 * week)
+]
+"""In each week new units with the keys `a` and `b`, so that the selection answers something."""
 OTHERS = [Row(u=f"u{i % 5}", t=MONDAY + i * DAY, k="abz"[i % 3], x=float(i)) for i in range(26)]
 
 
 def record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: list[Row], *, history: bool = True, runs: int = 1
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    rows: list[Row],
+    *,
+    history: bool = True,
+    runs: int = 1,
 ) -> tuple[list[bytes], list[tuple[Event, dict[str, Any]]], list[bool]]:
     """Run on some rows, in files of the same names; everything that leaves: requests, events, exit."""
     home = tmp_path / name
     write_events(home / "events" / "a.parquet", rows[: len(rows) // 2])
     write_events(home / "events" / "b.parquet", rows[len(rows) // 2 :])
-    plans = small_plan_text(COUNT, name="one"), small_plan_text(COUNT, MEAN, SUM, name="two")
+    plans = (
+        small_plan_text(COUNT, name="one"),
+        small_plan_text(COUNT, MEAN, SUM, name="two"),
+        small_plan_text(COUNT, SHAPE, name="found", discover=1e-9, max_windows=2),
+    )
     config = write_config(home, *plans, history=("2013-01-07", "2013-02-04") if history else None, epsilon=2.0)
     wire = FakeCollector()
     wire.faults.extend([unavailable(), DROP_REQUEST, "drop_response"])
@@ -441,6 +460,34 @@ def record(
     return wire.requests, said, exits
 
 
+class FrozenSelection:
+    """Stands in for the noisy selection: on one run every key that is `a` or `b` passes, on the next the same ones."""
+
+    def __init__(self) -> None:
+        self.answers: list[list[str]] = []
+        self.replayed: Iterator[list[str]] | None = None
+
+    def __call__(self, bounded: Bounded) -> Any:
+        """Answer with indices, ascending by text."""
+        held = {key: i for i, key in enumerate(bounded.keys) if units_of_keys(bounded)[i]}
+        if self.replayed is None:
+            self.answers.append(sorted({"a", "b"} & held.keys()))
+            return np.array([held[key] for key in self.answers[-1]], dtype=np.int64)
+        return np.array([held[key] for key in next(self.replayed)], dtype=np.int64)
+
+
+def neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: list[Row], other: list[Row], **options: Any
+) -> list[Any]:
+    """Record on one, then replay on the other, which has all its rows."""
+    selection = FrozenSelection()
+    with monkeypatch.context() as patch:
+        patch.setattr(Measurement, "_select", lambda self, spec, bounded: selection(bounded))
+        first = record(tmp_path, monkeypatch, "one", one, **options)
+        selection.replayed = iter(selection.answers)
+        return [first, record(tmp_path, monkeypatch, "other", other, **options)]
+
+
 NEIGHBOURS = pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -448,8 +495,15 @@ NEIGHBOURS = pytest.mark.parametrize(
         (OTHERS, WEIRD + OTHERS),
         ([], WEIRD),
         ([row for row in OTHERS if row.u != "u3"], OTHERS),
+        (ALWAYS, ALWAYS + WEIRD),
     ],
-    ids=["weird unit last", "weird unit first", "only the weird unit", "an ordinary unit"],
+    ids=[
+        "weird unit last",
+        "weird unit first",
+        "only the weird unit",
+        "an ordinary unit",
+        "keys that are always there",
+    ],
 )
 
 
@@ -462,7 +516,8 @@ def test_nothing_that_leaves_depends_on_one_unit(
     It needs a [history]: without one, the first and last windows come from the data, and `check` says so. And it needs
     the same files: how many there are, and that they can be read, is the operator's doing, not a unit's.
     """
-    assert record(tmp_path, monkeypatch, "one", one) == record(tmp_path, monkeypatch, "other", other)
+    first, second = neighbours(tmp_path, monkeypatch, one, other)
+    assert first == second
 
 
 @NEIGHBOURS
@@ -470,8 +525,8 @@ def test_nothing_that_a_second_run_says_depends_on_one_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: list[Row], other: list[Row]
 ) -> None:
     """Guarantee (A4): also which files are opened again after a restart is not one unit's doing."""
-    first = record(tmp_path, monkeypatch, "one", one, runs=2)
-    assert first == record(tmp_path, monkeypatch, "other", other, runs=2)
+    first, second = neighbours(tmp_path, monkeypatch, one, other, runs=2)
+    assert first == second
 
 
 def test_the_replay_sees_a_history_taken_from_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,6 +560,28 @@ def _moves_the_watermark_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
             self.closed_before = latest
 
     monkeypatch.setattr(Series, "add", add)
+
+
+def test_the_replay_sees_keys_that_did_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutants: every key of the data leaves; the keys that passed leave in the order of their exact units.
+
+    The unit that is added has the key `c` for itself, and is one more with `a` where as many have `b`.
+    """
+    few = [row for row in ALWAYS if row.u != "v4"]
+    more = [*few, *[Row(u="X", t=MONDAY + week * WEEK, k=key) for week, key in enumerate("ac")]]
+    first, second = neighbours(tmp_path / "honest", monkeypatch, few, more)
+    assert first == second
+    honest = FrozenSelection.__call__
+
+    def by_units(self: FrozenSelection, bounded: Bounded) -> Any:
+        found = honest(self, bounded)[::-1]
+        return found[np.argsort(-units_of_keys(bounded)[found], kind="stable")]
+
+    for name, mutant in (("every", lambda self, bounded: np.arange(len(bounded.keys))), ("order", by_units)):
+        with monkeypatch.context() as patch:
+            patch.setattr(FrozenSelection, "__call__", mutant)
+            first, second = neighbours(tmp_path / name, monkeypatch, few, more)
+        assert first != second
 
 
 @pytest.mark.parametrize("mutant", [_logs_a_row_count, _skips_empty_windows, _moves_the_watermark_by_events])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import apsw
 import pytest
 from click.testing import CliRunner
 
 from edge_agg import telemetry
 from edge_agg.__main__ import cli
 from edge_agg.journal import Journal
-from tests.fakes import MONDAY, WEEK, FakeCollector, Row, small_plan_text, write_config, write_events
+from tests.fakes import COUNT, MEAN, MONDAY, WEEK, FakeCollector, Row, small_plan_text, write_config, write_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +28,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line takes the log over; the tests want it back."""
     monkeypatch.setattr(telemetry, "configure", lambda **_: None)
     monkeypatch.setattr(telemetry, "_watchers", [])
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 def edge_agg(*words: object) -> Result:
@@ -69,7 +72,7 @@ def test_a_drain_that_is_done_exits_0(tmp_path: Path, collector: FakeCollector) 
     assert collector.windows == [MONDAY + i * WEEK for i in range(4)]
 
 
-@pytest.mark.parametrize("command", [["check"], ["run", "--drain", "--log", "none"], ["status"]])
+@pytest.mark.parametrize("command", [["check"], ["run", "--drain", "--log", "none"], ["status"], ["ledger"]])
 def test_a_bad_plan_exits_3_and_is_named(tmp_path: Path, command: list[str]) -> None:
     """Guarantee: the file, the path in it, and what is wrong, on one line."""
     config = write_config(tmp_path, small_plan_text(max_rows=0))
@@ -151,16 +154,125 @@ def test_a_release_that_is_refused_for_good_exits_7(tmp_path: Path, collector: F
 
 
 def test_check_says_the_composed_loss_and_the_errors(tmp_path: Path) -> None:
-    """Guarantee: what is promised for a window, a person and a year, before anything is spent."""
+    """Guarantee: what is promised for a window and a year, before anything is spent."""
     done = edge_agg("check", write_config(tmp_path, small_plan_text(epsilon=0.5)), "--sites", 3)
     said = " ".join(done.output.split())
     assert done.exit_code == 0
-    for words in ("one u, one window, one site", "53 windows (365 days)", "over 3 sites", "whose rows are hidden"):
+    for words in (
+        "one window, this site",
+        "365 days (53 windows)",
+        "3 sites",
+        "learns at most epsilon 0.500 at delta 1e-06",
+    ):
         assert words in said
-    assert "epsilon 0.500 at delta 1e-06" in said
     assert not (tmp_path / "state").exists()
     (tmp_path / "plan.toml").write_text(small_plan_text())
     assert edge_agg("check", tmp_path / "plan.toml").exit_code == 0
+
+
+def test_a_what_if_is_asked_whole(tmp_path: Path) -> None:
+    """Guarantee: a plan without an account, or the reverse, is wrong usage."""
+    config = write_config(tmp_path)
+    assert edge_agg("check", config, "--what-if", config).exit_code == 2
+    assert edge_agg("check", config, "--account", "people").exit_code == 2
+    assert edge_agg("preview", tmp_path / "plan0.toml", "--agent", config).exit_code == 2
+    assert edge_agg("preview", tmp_path / "plan0.toml", "--agent", config, "--account", "people").exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_preview_spends_nothing(tmp_path: Path) -> None:
+    """Guarantee: errors by roll-up, and what an accuracy costs, from the plan alone."""
+    config = write_config(tmp_path, small_plan_text(COUNT, MEAN), history=None)
+    asked = ["--sites", 40, "--want", "n=5%", "--agent", config, "--account", "people"]
+    done = edge_agg("preview", tmp_path / "plan0.toml", *asked)
+    said = " ".join(done.output.split())
+    assert done.exit_code == 0
+    for words in (
+        "standard error from noise",
+        "40 sites",
+        "all 3 cells",
+        "4 windows",
+        "Wanted: n to ± 5 %",
+        "It takes epsilon",
+    ):
+        assert words in said
+    assert "for ever" in said
+    assert "NOT private" not in said
+    assert not (tmp_path / "state").exists()
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+@pytest.mark.slow
+def test_a_preview_of_a_sample_warns_that_it_is_not_private(tmp_path: Path) -> None:
+    """Guarantee: the warning stands above every figure that was counted; no unit and no key of the sample is shown."""
+    rows = [Row(u=f"SECRET-{i % 50}", x=float(i % 90), k="KEY-1" if i % 2 else "a") for i in range(1_000)]
+    write_events(tmp_path / "sample.parquet", rows)
+    (tmp_path / "plan.toml").write_text(small_plan_text(COUNT, MEAN))
+    done = edge_agg("preview", tmp_path / "plan.toml", "--sample", tmp_path / "*.parquet", "--want", "n=10%")
+    assert done.exit_code == 0
+    before, _, after = done.output.partition("These figures are NOT private.")
+    assert "1,000 rows" in after
+    assert not {"rows in", "truth", "bias"} & set(before.split())
+    for words in ("what clipping and bounding do", "rows of a u in a cell", "this plan", "Wanted: n"):
+        assert words in " ".join(after.split())
+    assert "SECRET" not in done.output
+    assert "KEY-1" not in done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+def test_a_preview_without_its_sample_exits_4(tmp_path: Path) -> None:
+    """Guarantee: no figure is shown as if there had been a sample."""
+    (tmp_path / "plan.toml").write_text(small_plan_text())
+    done = edge_agg("preview", tmp_path / "plan.toml", "--sample", tmp_path / "*.parquet")
+    assert (done.exit_code, "no file matches" in done.stderr) == (4, True)
+    assert edge_agg("preview", tmp_path / "plan.toml", "--want", "x=1%").exit_code == 3
+
+
+def test_a_ledger_that_follows_exits_0(tmp_path: Path, collector: FakeCollector) -> None:
+    """Guarantee: what an agent did is recomputed, in words and for machines."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(u="SECRET-UNIT")])
+    config = write_config(tmp_path, epsilon=40.0)
+    assert drain(config).exit_code == 0
+    done = edge_agg("ledger", config)
+    said = " ".join(done.output.split())
+    assert (done.exit_code, "SECRET" in said) == (0, False)
+    for words in ("4 releases", "account people", "small v1", "lost at most epsilon", "of 40", "Everything follows"):
+        assert words in said
+    assert max(map(len, done.output.splitlines())) <= 80
+    (account,) = (found := json.loads(edge_agg("ledger", config, "--json").output))["accounts"]
+    assert (found["releases"], found["differences"]) == (4, [])
+    (plan,) = account["plans"]
+    assert (plan["statuses"], plan["charges"], plan["open"]) == ({"released": 4}, 4, 0)
+    assert Fraction(account["charged"]["rho"]) == Fraction(plan["charged"]["rho"]) < Fraction(account["budget"]["rho"])
+    assert 0 < account["heaviest_epsilon"] < 40
+
+
+def test_a_ledger_that_differs_exits_8(tmp_path: Path, collector: FakeCollector) -> None:
+    """Guarantee: a supervisor hears of it, and a person reads exactly what differs. Mutant: a charge made smaller."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config = write_config(tmp_path)
+    assert drain(config).exit_code == 0
+    db = apsw.Connection(str(tmp_path / "state" / "journal.sqlite"))
+    db.execute("UPDATE charge SET rho='1/1000000' WHERE rowid=2")
+    db.close()
+    done = edge_agg("ledger", config)
+    said = " ".join(done.output.split())
+    assert done.exit_code == 8
+    assert "charge of window 2013-01-14 00:00" in said
+    assert "is rho 1e-06 (1/1000000), its plan says rho" in said
+    again = edge_agg("ledger", config, "--json")
+    assert again.exit_code == 8
+    assert json.loads(again.output)["differences"][0]["problem"].startswith("is rho 1e-06 (1/1000000)")
+
+
+def test_a_ledger_without_a_journal_exits_5(tmp_path: Path) -> None:
+    """Nothing has run here yet, or it was another agent; looking does not create it."""
+    config = write_config(tmp_path)
+    assert edge_agg("ledger", config).exit_code == 5
+    assert not (tmp_path / "state").exists()
+    Journal.open(tmp_path / "state", "other", now=MONDAY).close()
+    done = edge_agg("ledger", config)
+    assert (done.exit_code, "another agent" in done.stderr) == (5, True)
 
 
 def test_status_after_a_drain(tmp_path: Path, collector: FakeCollector) -> None:
@@ -177,18 +289,30 @@ def test_status_after_a_drain(tmp_path: Path, collector: FakeCollector) -> None:
         "small v1",
         "2013-02-04 00:00",
         "0 releases wait",
-        "more weekly releases of small",
+        "weekly releases of small last for all of its history",
     ):
         assert words in said
     for secret in ("SECRET", "7777777", "7,777,777", "no-such-key"):
         assert secret not in done.output + done.stderr
 
 
-HEAVY = ["polars", "pyarrow", "opendp", "grpc", "numpy", "rich", "apsw", "msgspec", "google.protobuf", "edge_agg.agent"]
+HEAVY = [
+    "polars",
+    "pyarrow",
+    "opendp",
+    "grpc",
+    "numpy",
+    "rich",
+    "apsw",
+    "msgspec",
+    "google.protobuf",
+    "edge_agg.agent",
+    "edge_agg.preview",
+]
 HELP = """
 import contextlib, io, sys
 from edge_agg.__main__ import cli
-for words in (["--help"], ["run", "--help"], ["check", "-h"], ["status", "--help"]):
+for words in (["--help"], *([name, "--help"] for name in cli.commands)):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edge_agg.config import horizon_of, load, load_plan, span_of
+from edge_agg.config import discovery_of, horizon_of, load, load_plan, plans_of, span_of
+from edge_agg.contract.plan import plan_hash
 from edge_agg.errors import ConfigInvalid
 from examples.flights import site
 from tests.fakes import small_plan_text, write_config
@@ -215,3 +216,100 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_loopback_addresses_are_taken(tmp_path: Path, url: str) -> None:
     """Without TLS this machine alone is spoken to."""
     assert load(changed(tmp_path, URL, f'url = "{url}"'))[0].collector.url == url
+
+
+# What the wider grammar asks of a config
+
+
+@pytest.mark.parametrize(
+    ("given", "discovers", "kept"), [(None, False, 0.0), (None, True, 5e-6), (1e-6, True, 1e-6), (1e-6, False, 1e-6)]
+)
+def test_an_account_keeps_a_part_of_its_delta_for_discovery(
+    tmp_path: Path, given: float | None, *, discovers: bool, kept: float
+) -> None:
+    """Guarantee: what is written, or half of delta where a plan of that account discovers keys, or nothing."""
+    text = small_plan_text(discover=1e-9 if discovers else None)
+    config, plans = load(write_config(tmp_path, text, discovery=given))
+    account = config.account[0]
+    assert discovery_of(account, plans_of(config, plans, account.name)) == kept
+    assert discovery_of(account, plans_of(config, plans, "another")) == (0.0 if given is None else given)
+
+
+def test_another_accounts_discovery_takes_nothing(tmp_path: Path) -> None:
+    """Guarantee: each account keeps delta for its own plans."""
+    path = write_config(tmp_path, small_plan_text(), small_plan_text(name="found", discover=1e-9))
+    table = '[[account]]\nname = "readers"\nprivacy_unit = "u"\nepsilon = 1.0\ndelta = 1e-6\nhorizon = "7d"\n'
+    head, plan, last = path.read_text().rpartition("[[plan]]")
+    path.write_text(head + table + plan + last.replace('"people"', '"readers"'))
+    config, plans = load(path)
+    kept = [discovery_of(account, plans_of(config, plans, account.name)) for account in config.account]
+    assert kept == [0.0, 5e-7]
+
+
+@pytest.mark.parametrize(
+    ("discovery", "field"),
+    [("1e-5", r"account\[0\]\.discovery"), ("-1e-9", r"account\[0\]\.discovery"), ("nan", r"account\[0\]\.discovery")],
+)
+def test_discovery_is_a_part_of_delta(tmp_path: Path, discovery: str, field: str) -> None:
+    """Guarantee: something of delta stays for the conversion of rho, and nothing is taken from it twice."""
+    path = changed(tmp_path, "delta = 1e-5", f"delta = 1e-5\ndiscovery = {discovery}")
+    with pytest.raises(ConfigInvalid, match=field):
+        load(path)
+
+
+def test_an_account_that_keeps_nothing_cannot_pay_for_discovery(tmp_path: Path) -> None:
+    """Guarantee: fail at start, not with an exhausted window."""
+    with pytest.raises(ConfigInvalid, match=r"\$\.plan\[0\]\.account: keeps no delta for discovery"):
+        load(write_config(tmp_path, small_plan_text(discover=1e-9), discovery=0.0))
+
+
+EVENT = small_plan_text(max_rows=1).replace('column = "u"', "event = true")
+
+
+def test_events_that_are_their_own_units_are_a_population(tmp_path: Path) -> None:
+    """Guarantee: an account whose privacy unit is `event` pays for plans of events, and for no others."""
+    path = write_config(tmp_path, EVENT)
+    with pytest.raises(ConfigInvalid, match=r"\$\.plan\[0\]\.account: protects another privacy unit"):
+        load(path)
+    path.write_text(path.read_text().replace('privacy_unit = "u"', 'privacy_unit = "event"'))
+    assert load(path)[1][0].privacy_unit.column is None
+    (tmp_path / "plan0.toml").write_text(small_plan_text())
+    with pytest.raises(ConfigInvalid, match=r"\$\.plan\[0\]\.account: protects another privacy unit"):
+        load(path)
+
+
+FROM_FILE = small_plan_text(keys="[]").replace("values = []", 'file = "keys/shops.txt"')
+
+
+def test_keys_are_read_from_beside_the_plan(tmp_path: Path) -> None:
+    """Guarantee: a file is named from the plan's folder, wherever the config lies; the plan is what lists its keys."""
+    (tmp_path / "plans" / "keys").mkdir(parents=True)
+    (tmp_path / "plans" / "keys" / "shops.txt").write_bytes(b"a\r\n\nb\n")
+    (tmp_path / "plans" / "plan.toml").write_text(FROM_FILE)
+    path = write_config(tmp_path)
+    path.write_text(path.read_text().replace('path = "plan0.toml"', 'path = "plans/plan.toml"'))
+    (plan,) = load(path)[1]
+    assert plan.partition[0].values == ["a", "b"]
+    assert plan_hash(plan) == plan_hash(load_plan(tmp_path / "plan0.toml"))
+    (tmp_path / "plans" / "keys" / "shops.txt").write_text("a\nb\nc\n")
+    assert plan_hash(load_plan(tmp_path / "plans" / "plan.toml")) != plan_hash(plan)
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Not there, not UTF-8, or no name of a file: the error names the file of keys, not the plan."""
+    path = tmp_path / "plan.toml"
+    path.write_text(FROM_FILE)
+    with pytest.raises(ConfigInvalid, match=r"keys/shops\.txt: cannot be read"):
+        load_plan(path)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "shops.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigInvalid, match=r"keys/shops\.txt: not UTF-8"):
+        load_plan(path)
+    (tmp_path / "keys" / "shops.txt").write_text("")
+    with pytest.raises(ConfigInvalid, match=r"plan\.toml: \$\.partition\[0\]"):
+        load_plan(path)
+    path.write_text(FROM_FILE.replace("keys/shops", "keys\\u0000shops"))
+    with pytest.raises(ConfigInvalid, match=r"plan\.toml: \$\.partition\[0\]\.file"):
+        load_plan(path)
+    with pytest.raises(ConfigInvalid, match="no name of a file"):
+        load_plan(tmp_path / "plan\0.toml")

@@ -15,12 +15,14 @@ import apsw
 import pytest
 
 from edge_agg import failpoint
+from edge_agg.contract.codec import to_us
 from edge_agg.contract.plan import PlanHash
 from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.release import Charge, Sealed, Status
 from edge_agg.errors import JournalFailed
-from edge_agg.journal import Journal, Position
+from edge_agg.journal import SCHEMA_VERSION, Counted, Journal, Position
 from edge_agg.lock import holder
+from edge_agg.privacy.ledger import Entry
 from tests.fakes import DAY, MONDAY, WEEK
 
 if TYPE_CHECKING:
@@ -47,9 +49,18 @@ def crash_at(point: str) -> None:
     failpoint.armed = armed
 
 
-def charge(of: Journal, start: datetime = MONDAY, plan: PlanHash = PLAN, account: str = "people") -> None:
+def charge(
+    of: Journal,
+    start: datetime = MONDAY,
+    plan: PlanHash = PLAN,
+    account: str = "people",
+    *,
+    through: datetime | None = None,
+    counted: Counted | None = None,
+) -> None:
     """T1."""
-    of.charge(account=account, plan_hash=plan, name="plan", text="{}", window_start=start, charge=CHARGE)
+    entry = Entry(window_start=start, charge=CHARGE, through=through)
+    of.charge(account=account, plan_hash=plan, name="plan", text="{}", entry=entry, counted=counted)
 
 
 def seal(of: Journal, start: datetime = MONDAY, plan: PlanHash = PLAN, *, size: int = 10, **more: Any) -> Sealed:
@@ -326,12 +337,149 @@ def test_a_newer_journal_is_refused(journal: Journal, folder: Path) -> None:
     charge(journal)
     journal.close()
     newer = apsw.Connection(str(folder / "journal.sqlite"))
-    newer.execute("PRAGMA user_version=2")
+    newer.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     newer.close()
-    with pytest.raises(JournalFailed, match="version 2"):
+    with pytest.raises(JournalFailed, match=f"version {SCHEMA_VERSION + 1}"):
         Journal.open(folder, "node", now=MONDAY)
-    with pytest.raises(JournalFailed, match="version 2"):
+    with pytest.raises(JournalFailed, match=f"version {SCHEMA_VERSION + 1}"):
         Journal.read(folder, "node")
+
+
+# A journal of version 1, as the program before this one wrote it
+
+VERSION_1 = """
+CREATE TABLE journal (
+  incarnation TEXT NOT NULL, secret BLOB NOT NULL, agent TEXT NOT NULL, created_us INTEGER NOT NULL) STRICT;
+CREATE TABLE plan (plan_hash BLOB PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL) STRICT;
+CREATE TABLE charge (
+  account TEXT NOT NULL, plan_hash BLOB NOT NULL, window_start_us INTEGER NOT NULL, attempt INTEGER NOT NULL,
+  rho TEXT NOT NULL, delta TEXT NOT NULL, PRIMARY KEY (plan_hash, window_start_us, attempt)) STRICT;
+CREATE TABLE release (
+  seq INTEGER PRIMARY KEY, plan_hash BLOB NOT NULL, window_start_us INTEGER NOT NULL, window_end_us INTEGER NOT NULL,
+  status TEXT NOT NULL, header BLOB NOT NULL, payload BLOB, hash BLOB NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('sealed', 'acked', 'parked')), refusal TEXT,
+  UNIQUE (plan_hash, window_start_us)) STRICT;
+CREATE INDEX release_waiting ON release (seq) WHERE state = 'sealed';
+CREATE TABLE part (
+  source TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  reach_us INTEGER NOT NULL, PRIMARY KEY (source, path)) STRICT;
+CREATE TABLE local_count (name TEXT PRIMARY KEY, n INTEGER NOT NULL) STRICT;
+"""
+
+
+def version_1(folder: Path) -> Sealed:
+    """Write a journal of version 1: two charged windows, of which one was sealed; returns that."""
+    folder.mkdir(mode=0o700)
+    header = b"header 1 after "
+    sealed = Sealed(header=header, payload=b"x", hash=hashlib.sha256(header).digest())
+    db = apsw.Connection(str(folder / "journal.sqlite"))
+    db.execute("PRAGMA journal_mode=WAL")
+    with db:
+        db.execute(VERSION_1)
+        db.execute("INSERT INTO journal VALUES (?, ?, 'node', ?)", ("ab" * 16, b"s" * 32, to_us(MONDAY)))
+        for start in (MONDAY, MONDAY + WEEK):
+            spent = ("people", PLAN, to_us(start), 1, str(CHARGE.rho), str(CHARGE.delta))
+            db.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?)", spent)
+        row = (1, PLAN, to_us(MONDAY), to_us(MONDAY + WEEK), "released", header, b"x", sealed.hash)
+        db.execute("INSERT INTO release VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'sealed', NULL)", row)
+        db.execute("PRAGMA user_version=1")
+    db.close()
+    return sealed
+
+
+def test_an_older_journal_keeps_all_that_it_says(folder: Path) -> None:
+    """Guarantee (A3): an upgrade loses no charge, no release and no link of the chain, and is done once."""
+    sealed = version_1(folder)
+    for _ in range(2):
+        opened = Journal.open(folder, "node", now=MONDAY + 2 * WEEK)
+        assert opened.entries("people") == [
+            Entry(window_start=start, charge=CHARGE) for start in (MONDAY, MONDAY + WEEK)
+        ]
+        assert opened.cumulative("people") == CHARGE + CHARGE
+        assert [(w.seq, w.sealed) for w in opened.waiting(10)] == [(1, sealed)]
+        assert (opened.next_link().seq, opened.next_link().prev_hash) == (2, sealed.hash)
+        assert (opened.incarnation, opened.secret, opened.created) == ("ab" * 16, b"s" * 32, MONDAY)
+        assert opened.closed_before(PLAN) == MONDAY + WEEK
+        assert not opened.is_covered(PLAN, MONDAY + WEEK)
+        opened.close()
+    opened = Journal.open(folder, "node", now=MONDAY)
+    charge(opened, MONDAY + WEEK)
+    charge(opened, MONDAY + 2 * WEEK, through=MONDAY + 3 * WEEK, counted=Counted(period=MONDAY, units=["u"]))
+    assert opened.attempts(PLAN, MONDAY + WEEK) == 2
+    assert opened.is_covered(PLAN, MONDAY + 3 * WEEK)
+    opened.close()
+
+
+def test_an_upgraded_journal_has_the_schema_of_a_new_one(tmp_path: Path, folder: Path) -> None:
+    """Guarantee: whatever way a journal came to this version, it is the same file to the program."""
+    version_1(folder)
+    Journal.open(folder, "node", now=MONDAY).close()
+    Journal.open(tmp_path / "new", "node", now=MONDAY).close()
+    found = []
+    for place in (folder, tmp_path / "new"):
+        db = apsw.Connection(str(place / "journal.sqlite"))
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type='table' ORDER BY name")]
+        found.append({name: list(db.execute(f"SELECT * FROM pragma_table_info('{name}')")) for name in tables})
+        db.close()
+    assert found[0] == found[1]
+
+
+def test_an_upgrade_that_fails_halfway_is_begun_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: an upgrade is one commit: half of one leaves version 1, as it was."""
+    version_1(folder)
+    with monkeypatch.context() as patch:
+        module = sys.modules[Journal.__module__]
+        patch.setattr(module, "_UPGRADES", {1: module._UPGRADES[1] + "INSERT INTO nowhere VALUES (1);"})
+        with pytest.raises(JournalFailed):
+            Journal.open(folder, "node", now=MONDAY)
+    opened = Journal.open(folder, "node", now=MONDAY)
+    assert opened.cumulative("people") == CHARGE + CHARGE
+    opened.close()
+
+
+def test_another_agents_older_journal_is_left_as_it_is(folder: Path) -> None:
+    """Guarantee: check, then apply: a config that names the wrong folder upgrades nothing there."""
+    version_1(folder)
+    with pytest.raises(JournalFailed, match="belongs to another agent"):
+        Journal.open(folder, "other", now=MONDAY)
+    db = apsw.Connection(str(folder / "journal.sqlite"))
+    assert db.execute("PRAGMA user_version").get == 1
+    db.close()
+
+
+# Charges that cover a period
+
+
+def test_a_charge_covers_the_windows_up_to_its_last_and_of_its_plan_alone(journal: Journal) -> None:
+    """Guarantee: the windows after the one that paid, to the last, not itself, not another plan's."""
+    charge(journal, MONDAY + WEEK, through=MONDAY + 3 * WEEK)
+    covered = [journal.is_covered(PLAN, MONDAY + i * WEEK) for i in range(6)]
+    assert covered == [False, False, True, True, False, False]
+    assert not journal.is_covered(OTHER, MONDAY + 2 * WEEK)
+    assert journal.entries("people")[0].last == MONDAY + 3 * WEEK
+    charge(journal, MONDAY + 5 * WEEK)
+    assert not journal.is_covered(PLAN, MONDAY + 6 * WEEK)
+
+
+@pytest.mark.parametrize(("point", "noted"), [("charge_uncommitted", []), ("charge_committed", ["u"])])
+def test_who_is_counted_is_one_commit_with_the_charge(
+    journal: Journal, folder: Path, point: str, noted: list[str]
+) -> None:
+    """Guarantee: nobody is noted for a window that was not charged, and everybody for one that was."""
+    crash_at(point)
+    with pytest.raises(Crash):
+        charge(journal, counted=Counted(period=MONDAY, units=["u"]))
+    failpoint.armed = None
+    again = reopened(journal, folder)
+    found = again.spent_units(PLAN, period=MONDAY, window_start=MONDAY + WEEK, max_windows=1)
+    assert found == noted
+    assert again.attempts(PLAN, MONDAY) == len(noted)
+    again.close()
+
+
+def test_who_is_counted_does_not_show_in_a_repr() -> None:
+    """Guarantee (A6): what a debugger or a log prints of it holds no id."""
+    assert "N7777777" not in repr(Counted(period=MONDAY, units=["N7777777"]))
 
 
 def test_reading_writes_nothing(journal: Journal, folder: Path) -> None:
@@ -356,6 +504,9 @@ def test_the_settings_that_durability_rests_on(journal: Journal) -> None:
 SECRET = "N7777777"
 CALLS: list[Callable[[Journal], object]] = [
     charge,
+    lambda j: charge(j, counted=Counted(period=MONDAY, units=[SECRET])),
+    lambda j: j.spent_units(PLAN, period=MONDAY, window_start=MONDAY, max_windows=1),
+    lambda j: j.is_covered(PLAN, MONDAY),
     lambda j: seal(j, positions=[position(f"/home/{SECRET}", MONDAY)], local_counts={SECRET: 1}),
     lambda j: j.note([position(f"/home/{SECRET}", MONDAY)], {}),
     lambda j: j.settle(acked=[1], parked=[(2, Refusal.FENCED)]),

@@ -28,14 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WINDOWS = 4
+PLANS = [small_plan_text(name="one"), small_plan_text(name="two"), small_plan_text(name="three", max_windows=2)]
+"""The last one bounds the windows of a unit, so its first window pays for the period."""
+RELEASES = WINDOWS * len(PLANS)
 ROOT = Path(__file__).parents[2]
 
 
 def lay_out(home: Path) -> Path:
-    """An agent of two plans over two files and four weeks."""
+    """An agent of three plans over two files and four weeks."""
     home.mkdir(parents=True)
-    plans = small_plan_text(name="one"), small_plan_text(name="two")
-    write_config(home, *plans, epsilon=1000.0)
+    write_config(home, *PLANS, epsilon=1000.0)
     config = home / "agent.toml"
     config.write_text(config.read_text().replace('url = "127.0.0.1:1"', 'url = "127.0.0.1:1"\nbatch = 3'))
     for i in range(2):
@@ -95,6 +97,7 @@ def broken_promises(home: Path) -> list[str]:
     db = apsw.Connection(str(home / "state" / "journal.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
     sealed = list(db.execute("SELECT seq, header, hash, state, plan_hash, window_start_us FROM release ORDER BY seq"))
     charges = Counter(db.execute("SELECT plan_hash, window_start_us FROM charge"))
+    periods = list(db.execute("SELECT plan_hash FROM charge WHERE through_us IS NOT NULL"))
     db.close()
     arrived = [line.split() for line in lines(home / "collector")]
     hashes: dict[str, set[str]] = {}
@@ -102,16 +105,18 @@ def broken_promises(home: Path) -> list[str]:
         hashes.setdefault(key, set()).add(digest)
     wanted = {codec.to_us(MONDAY + i * WEEK) for i in range(WINDOWS)}
     broken = []
-    if len(sealed) != 2 * WINDOWS or {us for *_, us in sealed} != wanted:
+    if len(sealed) != RELEASES or {us for *_, us in sealed} != wanted:
         broken.append(f"the journal holds {len(sealed)} releases")
     if any(state != "acked" for _, _, _, state, _, _ in sealed):
         broken.append("a release was not acked")
-    if len(hashes) != 2 * WINDOWS or any(len(different) != 1 for different in hashes.values()):
+    if len(hashes) != RELEASES or any(len(different) != 1 for different in hashes.values()):
         broken.append("a window is missing at the collector, or was sent as two different releases")
     if sum(charges.values()) < len(lines(home / "draws")):
         broken.append("more was drawn than was charged")
     if any(count > 2 for count in charges.values()):
         broken.append("a window was charged more than twice")
+    if len(periods) != 1:
+        broken.append(f"a period was paid for {len(periods)} times")
     before = b""
     for i, (seq, header, digest, *_rest) in enumerate(sealed):
         message = release_pb2.ReleaseHeader.FromString(header)
@@ -164,7 +169,7 @@ def test_a_window_whose_two_draws_were_killed_is_published_as_lost(lives: Lives,
     db = apsw.Connection(str(home / "state" / "journal.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
     assert [status for (status,) in db.execute("SELECT status FROM release ORDER BY seq")] == [
         "lost",
-        *["released"] * 7,
+        *["released"] * (RELEASES - 1),
     ]
     db.close()
 
@@ -202,7 +207,7 @@ def test_killed_at_random_instants_nothing_is_lost_or_doubled(lives: Lives, tmp_
         until_done(lives, home)
         assert broken_promises(home) == []
         shutil.rmtree(home)
-    assert i * 2 * WINDOWS >= 500
+    assert i * RELEASES >= 500
 
 
 def life_s(lives: Lives, tmp_path: Path) -> float:

@@ -1,4 +1,4 @@
-"""What the command line shows: rounded up, in words, and nothing of the data but what stays on the device."""
+"""What the command line shows: rounded up, in words, within eighty columns, and nothing of the data."""
 
 from __future__ import annotations
 
@@ -7,65 +7,31 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge_agg import report, telemetry
-from edge_agg.config import AccountTable
-from edge_agg.contract.plan import plan_hash
-from edge_agg.errors import BudgetExhausted
-from edge_agg.privacy.ledger import Entry, check_room
+from edge_agg.contract import arrow
+from edge_agg.contract.cells import n_cells
+from edge_agg.contract.plan import parse_plan
+from edge_agg.errors import ConfigInvalid
 from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.statement import budget_of
-from edge_agg.report import _budget_words, _payload_bytes
+from edge_agg.privacy.predict import Figure
+from edge_agg.report import _payload_bytes
 from edge_agg.telemetry import Event, emit
-from tests.fakes import COUNT, DAY, MEAN, MONDAY, WEEK, small_plan, small_plan_text, write_config
+from tests.fakes import COUNT, MEAN, small_plan, small_plan_text, write_config
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_agg.journal import Journal
+
+def words(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, on one line; no line is wider than a terminal."""
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    return " ".join(out.split())
 
 
-def account(epsilon: float = 20.0, horizon: str = "365d") -> AccountTable:
-    """An account."""
-    return AccountTable(name="people", privacy_unit="u", epsilon=epsilon, delta=1e-5, horizon=horizon)
-
-
-@pytest.mark.parametrize("closed", [0, 1, 3])
-def test_the_budget_in_words_is_what_the_ledger_admits(journal: Journal, closed: int) -> None:
-    """Guarantee: "n more weekly releases" is how many a ledger takes one by one, and the date where they end."""
-    plan = small_plan(epsilon=4.0)
-    measurement = compile_plan(plan)
-    for i in range(closed):
-        start = MONDAY + i * WEEK
-        journal.charge(
-            account="people",
-            plan_hash=plan_hash(plan),
-            name="small",
-            text="",
-            window_start=start,
-            charge=measurement.charge,
-        )
-    words = _budget_words(journal, account(), measurement)
-    budget = budget_of(epsilon=20.0, delta=1e-5, horizon=365 * DAY)
-    entries = journal.entries("people")
-    left = 0
-    # Nothing is sealed, so the words begin at the window that the journal was created in.
-    while True:
-        entry = Entry(window_start=MONDAY + left * WEEK, charge=measurement.charge)
-        try:
-            check_room(budget, entries, entry)
-        except BudgetExhausted:
-            break
-        entries.append(entry)
-        left += 1
-    assert 0 < left < 53
-    assert f"{left} more weekly releases of small, until {MONDAY + left * WEEK:%-d %b %Y}" in words
-    assert "of 20 spent in 365 days" in words
-
-
-def test_a_budget_that_never_runs_out_says_so(journal: Journal) -> None:
-    """A year of releases that fits, fits for ever."""
-    words = _budget_words(journal, account(epsilon=1000.0), compile_plan(small_plan()))
-    assert words.endswith("weekly releases of small never run out")
-    assert words.startswith("account people: epsilon 0.000 of 1000")
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of eighty columns."""
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 def test_the_size_is_every_releases_size() -> None:
@@ -74,20 +40,91 @@ def test_the_size_is_every_releases_size() -> None:
     assert max(sizes) - min(sizes) < 64
 
 
+def test_the_size_of_many_cells_is_reckoned_from_few() -> None:
+    """Guarantee: what is drawn to learn a size is bounded; the size is still within a twentieth."""
+    keys = str([f"k{i}" for i in range(5_999)]).replace("'", '"')
+    measurement = compile_plan(small_plan(COUNT, keys=keys))
+    assert n_cells(measurement.plan) == 6_000
+    honest = len(arrow.encode(measurement.release(measurement.bounding(bytes(16)).kept()).columns))
+    assert _payload_bytes(measurement) == pytest.approx(honest, rel=0.05)
+
+
 def test_check_says_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guarantee: the loss of a window, of a person, of a year, each with its epsilon and delta; and the errors."""
-    report.check(write_config(tmp_path, small_plan_text(COUNT, MEAN, epsilon=2.0)), 9)
-    out = " ".join(capsys.readouterr().out.split())
-    for words in ("one window, one site", "at up to 1 sites", "(365 days)", "epsilon", "over 9 sites", "level_count"):
-        assert words in out
-    assert "epsilon 2.000 at delta 1e-06" in out or "epsilon 1.999" in out
+    text = small_plan_text(COUNT, MEAN, epsilon=2.0).replace('column = "u"\n', 'column = "u"\nmax_nodes = 3\n')
+    report.check(write_config(tmp_path, text, epsilon=100.0), 9)
+    out = words(capsys)
+    for said in (
+        "Whoever sees everything that leaves this site in one window learns at most epsilon",
+        "about one u.",
+        "one window, this site",
+        "one window, up to 3 sites",
+        "365 days (53 windows)",
+        "an even guess is right",
+        "9 sites",
+        "level_count",
+        "last for all of its history",
+    ):
+        assert said in out
+    assert "│ 2.000 │ 1e-06" in out or "│ 1.999 │" in out
     assert "No [history]" not in out
+
+
+def test_check_says_how_long_an_account_lasts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guarantee: until when, and what would make it last; with a plan that is not configured yet, too."""
+    config = write_config(tmp_path, small_plan_text(epsilon=4.0), history=None)
+    report.check(config, 1)
+    out = words(capsys)
+    for said in ("more weekly releases of small, until", "small asks for", "To last for ever: window.every ="):
+        assert said in out
+    more = tmp_path / "more.toml"
+    more.write_text(small_plan_text(epsilon=0.1, name="more", every="1d"))
+    report.check(config, 1, what_if=more, account="people")
+    out = words(capsys)
+    assert "more daily releases of more" in out
+    assert "with more beside the rest" in out
+    assert "more v1" in out
+
+
+def test_what_if_needs_an_account_of_that_population(tmp_path: Path) -> None:
+    """Guarantee: a plan is not charged to an account of somebody else's."""
+    config, more = write_config(tmp_path), tmp_path / "more.toml"
+    more.write_text(small_plan_text(name="more").replace('column = "u"', 'column = "k"'))
+    with pytest.raises(ConfigInvalid, match="another privacy unit"):
+        report.check(config, 1, what_if=more, account="people")
+    with pytest.raises(ConfigInvalid, match="names none of its accounts"):
+        report.check(config, 1, what_if=more, account="nobody")
+    with pytest.raises(ConfigInvalid, match="name its config"):
+        report.check(more, 1, what_if=more, account="people")
+
+
+def test_check_of_discovered_keys_says_what_a_key_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guarantee: how many units a key needs to show half of the time, and nearly always."""
+    text = small_plan_text(COUNT).replace(
+        'column = "k"\nvalues = ["a", "b"]\nother = true', 'column = "k"\ndiscover = { delta = 1e-7 }'
+    )
+    (tmp_path / "plan.toml").write_text(text)
+    report.check(tmp_path / "plan.toml", 2)
+    out = words(capsys)
+    selection = compile_plan(parse_plan(text)).selection
+    assert selection is not None
+    assert f"A k shows at a site half of the time if {selection.threshold + 1} u have it there" in out
+    assert "for each released key" in out
+    assert "The delta includes the chance that a discovered key shows" in out
 
 
 def test_check_warns_where_windows_come_from_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guarantee: what is not protected is said."""
     report.check(write_config(tmp_path, history=None), 1)
-    assert "No [history]" in " ".join(capsys.readouterr().out.split())
+    assert "No [history]" in words(capsys)
+
+
+def test_an_error_in_words() -> None:
+    """A quantile's rank beside its value; no number where there is none."""
+    figure = Figure(metric="m", part="q0.5", value=10.0, error=2.5, rank=0.0123)
+    assert report.error(figure) == "± 2.5 (1.2% of ranks)"
+    assert report.error(Figure(metric="m", part="", value=1.0, error=1234.5)) == "± 1,234"
+    assert report.error(Figure(metric="m", part="", value=1.0, error=float("inf"))) == "lost in noise"
 
 
 def test_the_bars_follow_the_events(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

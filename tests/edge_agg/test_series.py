@@ -18,8 +18,10 @@ from edge_agg.contract.cells import n_cells
 from edge_agg.contract.plan import Plan, plan_hash
 from edge_agg.contract.release import Charge, Release, Status
 from edge_agg.errors import BudgetExhausted
+from edge_agg.journal import Journal
 from edge_agg.privacy import noise
-from edge_agg.privacy.ledger import Budget
+from edge_agg.privacy.bound import Bounding
+from edge_agg.privacy.ledger import Budget, Entry
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.series import Account, Series, window_salt
 from edge_agg.window import Span
@@ -43,9 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from edge_agg.journal import Journal
-
-LIMITLESS = Budget(rho=Fraction(10**6), delta=Fraction(0), horizon=365 * DAY)
+LIMITLESS = Budget(rho=Fraction(10**6), delta=Fraction(1), horizon=365 * DAY)
 
 
 class Crash(Exception):
@@ -86,9 +86,9 @@ def releases(journal: Journal) -> list[tuple[Release, bytes]]:
     return [(codec.open_sealed(w.sealed.header, w.sealed.payload)[0], w.sealed.payload) for w in journal.waiting(1000)]
 
 
-def room_for(charges: int, plan: Plan) -> Budget:
+def room_for(charges: int, plan: Plan, *, horizon: timedelta = 365 * DAY) -> Budget:
     """A budget for that many charges and not one more."""
-    return Budget(rho=compile_plan(plan).charge.rho * charges, delta=Fraction(0), horizon=365 * DAY)
+    return Budget(rho=compile_plan(plan).charge.rho * charges, delta=Fraction(0), horizon=horizon)
 
 
 def test_a_release_says_how_it_was_made(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_the_charge_is_committed_before_the_draw(journal: Journal, monkeypatch: 
     series_of(journal, plan).close(MONDAY)
     assert at_draw == [1]
     with monkeypatch.context() as mutant:  # Mutant: the charge comes after the draw.
-        mutant.setattr(Series, "_charge", lambda *_: Status.RELEASED)
+        mutant.setattr(Journal, "charge", lambda self, **given: None)
         at_draw.clear()
         plan = small_plan(name="mutant")
         series_of(journal, plan).close(MONDAY)
@@ -321,6 +321,211 @@ def recorder(seen: list[list[int]]) -> Callable[..., Any]:
     return draw
 
 
+# Periods: a unit counts in its first windows of each
+
+UNITS = ["a", "b", "c"]
+
+
+def period_plan(most: int = 2, **changes: Any) -> Plan:
+    """A plan of weeks in periods of four, whose cells are its units: an exact vector says who was counted."""
+    changes = {"by": "u", "keys": '["a", "b", "c"]', "other": False, "max_windows": most, **changes}
+    return small_plan(**changes)
+
+
+def every_week(weeks: int, units: str = "abc") -> list[Row]:
+    """A row of each unit in each week."""
+    return [Row(u=unit, t=MONDAY + i * WEEK) for i in range(weeks) for unit in units]
+
+
+def charges(journal: Journal, plan: Plan, weeks: int) -> list[Fraction]:
+    """What each week was charged, in charges of one draw."""
+    one = compile_plan(plan).charge.rho
+    return [journal.window_charge(plan_hash(plan), MONDAY + i * WEEK).rho / one for i in range(weeks)]
+
+
+def restarted(journal: Journal, plan: Plan, rows: list[Row], *, budget: Budget = LIMITLESS) -> Series:
+    """The series after a restart, its sources read again."""
+    series = series_of(journal, plan, budget=budget, weeks=12)
+    series.add(batch_of(rows, plan))
+    return series
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_unit_counts_in_its_first_windows_and_the_period_is_paid_for_once(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, *, restart: bool
+) -> None:
+    """Guarantee: m windows of a unit a period, from its own first; m charges with the first draw, none after it.
+
+    The same where the agent is started again between windows.
+    """
+    seen: list[list[int]] = []
+    monkeypatch.setattr(noise, "draw", recorder(seen))
+    plan = period_plan()
+    rows = [*every_week(8, "a"), *[Row(u="b", t=MONDAY + i * WEEK) for i in (1, 3, 4, 7)], Row(u="c", t=MONDAY)]
+    series = restarted(journal, plan, rows)
+    for i in range(8):
+        if restart:
+            series = restarted(journal, plan, rows)
+        assert series.close(MONDAY + i * WEEK) is Status.RELEASED
+    counted = [{unit for unit, n in zip(UNITS, exact, strict=True) if n} for exact in seen]
+    assert counted == [{"a", "c"}, {"a", "b"}, set(), {"b"}, {"a", "b"}, {"a"}, set(), {"b"}]
+    assert charges(journal, plan, 8) == [2, 0, 0, 0, 2, 0, 0, 0]
+    assert [release.charge for release, _ in releases(journal)][1] == Charge()
+    first = journal.entries("people")[0]
+    assert (first.window_start, first.last) == (MONDAY, MONDAY + 3 * WEEK)
+
+
+def test_windows_that_count_everybody_would_be_caught(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: who is spent is asked and not left out; one unit then moves more draws than were paid for."""
+    seen: list[list[int]] = []
+    monkeypatch.setattr(noise, "draw", recorder(seen))
+    honest = Bounding.kept
+
+    def everybody(self: Bounding, *, without: Any = None) -> Any:
+        return honest(self, without=None)
+
+    monkeypatch.setattr(Bounding, "kept", everybody)
+    plan = period_plan()
+    series = restarted(journal, plan, every_week(4))
+    for i in range(4):
+        series.close(MONDAY + i * WEEK)
+    draws_with_a = sum(exact[0] > 0 for exact in seen)
+    assert draws_with_a > sum(charges(journal, plan, 4))
+
+
+BEFORE_T1 = ["before_charge", "charge_uncommitted"]
+AFTER_T1 = ["charge_committed", "noise_drawn", "seal_uncommitted"]
+
+
+@pytest.mark.parametrize("week", [0, 1, 2])
+@pytest.mark.parametrize("point", [*BEFORE_T1, *AFTER_T1, "seal_committed"])
+def test_a_crash_anywhere_leaves_the_same_units_out_again(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, point: str, week: int
+) -> None:
+    """Guarantee: what is drawn after a crash holds whom the first try held, and is paid for by itself."""
+    seen: list[list[int]] = []
+    monkeypatch.setattr(noise, "draw", recorder(seen))
+    plan, rows = period_plan(), every_week(4)
+    for i in range(week):
+        restarted(journal, plan, rows).close(MONDAY + i * WEEK)
+    series = restarted(journal, plan, rows)
+    failpoint.armed = crash_once(point)
+    with pytest.raises(Crash):
+        series.close(MONDAY + week * WEEK)
+    series = restarted(journal, plan, rows)
+    for start in series.due(MONDAY + 4 * WEEK + timedelta(hours=1)):
+        series.close(start)
+    assert [release.status for release, _ in releases(journal)] == [Status.RELEASED] * 4
+    twice = point in {"noise_drawn", "seal_uncommitted"}
+    by_week = [[1, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert seen == [*by_week[: week + 1], *([by_week[week]] if twice else []), *by_week[week + 1 :]]
+    paid = [Fraction(2), Fraction(0), Fraction(0), Fraction(0)]
+    paid[week] += point in AFTER_T1
+    assert charges(journal, plan, 4) == paid
+
+
+def test_a_lost_first_window_has_paid_for_the_period(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: two draws that were lost count in their units' windows; nobody is charged or counted anew."""
+    seen: list[list[int]] = []
+    monkeypatch.setattr(noise, "draw", recorder(seen))
+    plan, rows = period_plan(), every_week(4)
+    for _ in range(2):
+        series = restarted(journal, plan, rows)
+        failpoint.armed = crash_once("noise_drawn")
+        with pytest.raises(Crash):
+            series.close(MONDAY)
+    series = restarted(journal, plan, rows)
+    found = [series.close(MONDAY + i * WEEK) for i in range(4)]
+    assert found == [Status.LOST, *[Status.RELEASED] * 3]
+    assert seen == [[1, 1, 1], [1, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert charges(journal, plan, 4) == [3, 0, 0, 0]
+
+
+def test_a_period_whose_first_window_found_no_room_is_not_covered(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee: what was not paid covers nothing: the first window that is drawn pays, for itself and those after.
+
+    Another plan's charge stands in the way of the first week and leaves the horizon of two weeks thereafter.
+    """
+    seen: list[list[int]] = []
+    monkeypatch.setattr(noise, "draw", recorder(seen))
+    plan, rows = period_plan(), every_week(4)
+    budget = room_for(2, plan, horizon=2 * WEEK)
+    journal.charge(
+        account="people",
+        plan_hash=plan_hash(small_plan(name="other")),
+        name="other",
+        text="{}",
+        entry=Entry(window_start=MONDAY - WEEK, charge=compile_plan(plan).charge),
+    )
+    series = restarted(journal, plan, rows, budget=budget)
+    found = [series.close(MONDAY + i * WEEK) for i in range(4)]
+    assert found == [Status.EXHAUSTED, *[Status.RELEASED] * 3]
+    assert seen == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]
+    assert charges(journal, plan, 4) == [0, 2, 0, 0]
+
+
+def test_periods_weigh_on_the_horizon_with_all_their_windows(journal: Journal) -> None:
+    """Guarantee: a period's charge counts until its last window leaves the horizon, and a covered window needs no room.
+
+    A horizon of five weeks with room for one period's two charges: the second period's first three windows lie within
+    five weeks of the first one's last, so the fourth pays.
+    """
+    plan = period_plan()
+    budget = room_for(2, plan, horizon=5 * WEEK)
+    series = restarted(journal, plan, every_week(12), budget=budget)
+    found = [series.close(MONDAY + i * WEEK).value for i in range(12)]
+    assert found == [*["released"] * 4, *["exhausted"] * 4, *["released"] * 4]
+    assert charges(journal, plan, 12) == [2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("unit", ["string", "integer"])
+def test_an_empty_window_of_a_period_is_released_whatever_went_before(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    """Guarantee (A4): that nobody is there, while others have used up their windows, is nothing to fail at."""
+    monkeypatch.setattr(noise, "draw", frozen_noise)
+    plan = small_plan(unit=unit, max_windows=1)
+    series = restarted(journal, plan, [Row(u="7" if unit == "string" else 7)])
+    assert [series.close(MONDAY + i * WEEK) for i in range(3)] == [Status.RELEASED] * 3
+
+
+# Discovered keys
+
+
+def test_a_release_of_discovered_keys_says_how_they_were_found(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee: the header carries the selection, the charge its delta, and the payload the keys that passed."""
+    monkeypatch.setattr(noise, "draw", recorder([]))
+    plan = small_plan(discover=1e-7, epsilon=20.0)
+    measurement = compile_plan(plan)
+    assert measurement.selection is not None
+    series = series_of(journal, plan)
+    many = measurement.selection.threshold + 1
+    units = {"z": many, "é": many - 1, "b": many}
+    series.add(batch_of([Row(u=f"{key}{i}", k=key) for key, n in units.items() for i in range(n)], plan))
+    assert [series.close(MONDAY + i * WEEK) for i in range(2)] == [Status.RELEASED] * 2
+    (release, payload), (empty, nothing) = releases(journal)
+    assert release.selection == empty.selection == measurement.selection
+    assert release.charge == measurement.charge
+    assert 0 < release.charge.delta <= Fraction(1e-7) + Fraction(1, 2**80)
+    keys, columns = arrow.decode_keyed(payload, "k", ["n"], release.rows, cells=1, max_bytes=64)
+    assert (list(keys.texts), columns["n"].tolist()) == (["b", "z"], [many, many])
+    assert empty.rows == 0
+    assert arrow.decode_keyed(nothing, "k", ["n"], 0, cells=1, max_bytes=64)[0].texts == []
+
+
+def test_discovery_without_delta_in_the_account_is_exhausted(journal: Journal) -> None:
+    """Guarantee (A3): room in rho does not pay for keys."""
+    plan = small_plan(discover=1e-7)
+    charge = compile_plan(plan).charge
+    budget = Budget(rho=charge.rho * 9, delta=charge.delta * 3 / 2, horizon=365 * DAY)
+    series = series_of(journal, plan, budget=budget)
+    assert [series.close(MONDAY + i * WEEK).value for i in range(2)] == ["released", "exhausted"]
+
+
 # The canary
 
 CANARY = 7_777_777
@@ -335,16 +540,25 @@ def every_byte(folder: Path, collector: FakeCollector, texts: list[str]) -> byte
     return b"\0".join([*files, *collector.requests, *payloads, *inflated, *(text.encode() for text in texts)])
 
 
-def canary_run(journal: Journal, folder: Path, caplog: pytest.LogCaptureFixture) -> bytes:
+def canary_run(
+    journal: Journal,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    plan: Plan | None = None,
+    key: str = "a",
+    stored_too: bool = True,
+) -> bytes:
     """Close windows whose exact sum is the canary, whose count is odd, and send them."""
     import asyncio
 
     from edge_agg.uplink import Uplink
 
-    plan = small_plan(COUNT, SUM)
+    plan = plan or small_plan(COUNT, SUM)
     collector = FakeCollector()
     series = series_of(journal, plan)
-    series.add(batch_of([Row(u="canary-unit", x=float(CANARY)), Row(u="late", t=MONDAY - DAY, x=1.0)], plan))
+    rows = [Row(u="canary-unit", k=key, x=float(CANARY)), Row(u="late", t=MONDAY - DAY, x=1.0)]
+    series.add(batch_of([*rows, Row(u="canary-unit", t=MONDAY + WEEK)], plan))
     uplink = Uplink(
         journal=journal,
         wire=collector,
@@ -357,10 +571,15 @@ def canary_run(journal: Journal, folder: Path, caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.DEBUG):
         for start in series.due(MONDAY + 3 * WEEK):
             series.close(start)
-        stored = every_byte(folder, collector, [])  # while the payloads are still in the journal
+        # While the payloads are still in the journal; without it, all that was sealed.
+        sealed = [w.sealed.header + w.sealed.payload + repr(w).encode() for w in journal.waiting(1000)]
+        stored = every_byte(folder, collector, []) if stored_too else b"\0".join(sealed)
         assert asyncio.run(uplink.wait_drained(1.0))
     said = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
     assert said
+    if not stored_too:
+        folder = folder / "nothing"
+        folder.mkdir()
     return stored + every_byte(folder, collector, said)
 
 
@@ -373,6 +592,37 @@ def test_no_exact_value_is_in_any_byte(
     assert not any(needle in found for needle in NEEDLES)
     assert b"canary-unit" not in found
     assert len(found) > 10_000
+
+
+def test_no_id_of_who_was_counted_leaves_the_journals_file(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guarantee (invariant 1): the ids that a period's bound needs are in no header, payload, request or log record.
+
+    They are in the journal, which is what makes the scan worth something.
+    """
+    monkeypatch.setattr(noise, "draw", frozen_noise)
+    plan = small_plan(COUNT, SUM, max_windows=1)
+    found = canary_run(journal, tmp_path / "state", caplog, plan=plan, stored_too=False)
+    assert b"canary-unit" not in found
+    assert len(found) > 1_000
+    journal.close()
+    assert any(b"canary-unit" in path.read_bytes() for path in (tmp_path / "state").glob("journal*"))
+
+
+def test_no_key_below_the_threshold_is_in_any_byte(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guarantee (A5): a key that did not pass is in no file, no request, no payload and no log record.
+
+    Mutant: a selection that lets every key pass; the scan finds it.
+    """
+    monkeypatch.setattr(noise, "draw", lambda mechanism, scale, exact: np.zeros_like(exact))
+    plan = small_plan(COUNT, SUM, discover=1e-7)
+    assert b"canary-key" not in canary_run(journal, tmp_path / "state", caplog, plan=plan, key="canary-key")
+    monkeypatch.setattr(noise, "draw", lambda mechanism, scale, exact: np.full_like(exact, 10**6))
+    plan = small_plan(COUNT, SUM, discover=1e-7, name="mutant")
+    assert b"canary-key" in canary_run(journal, tmp_path / "state", caplog, plan=plan, key="canary-key")
 
 
 def test_a_release_without_noise_would_be_caught(

@@ -24,25 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"edge_agg/contract/v1/release.proto\x12\x14\x65\x64ge_agg.contract.v1\"0\n\rSealedRelease\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"$\n\x06\x43harge\x12\x0b\n\x03rho\x18\x01 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\t\"\x80\x01\n\nVectorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\tmechanism\x18\x02 \x01(\x0e\x32\x1f.edge_agg.contract.v1.Mechanism\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\x13\n\x0bsensitivity\x18\x04 \x01(\x01\x12\x0c\n\x04loss\x18\x05 \x01(\x01\"S\n\x06\x42ounds\x12\x16\n\x0emax_partitions\x18\x01 \x01(\r\x12\x1e\n\x16max_rows_per_partition\x18\x02 \x01(\r\x12\x11\n\tmax_nodes\x18\x03 \x01(\r\"\xf0\x03\n\rReleaseHeader\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x11\n\tprev_hash\x18\x05 \x01(\x0c\x12\x0c\n\x04plan\x18\x06 \x01(\t\x12\x14\n\x0cplan_version\x18\x07 \x01(\r\x12\x11\n\tplan_hash\x18\x08 \x01(\x0c\x12\x17\n\x0fwindow_start_us\x18\t \x01(\x03\x12\x15\n\rwindow_end_us\x18\n \x01(\x03\x12,\n\x06status\x18\x0b \x01(\x0e\x32\x1c.edge_agg.contract.v1.Status\x12\x0f\n\x07\x61\x63\x63ount\x18\x0c \x01(\t\x12,\n\x06\x63harge\x18\r \x01(\x0b\x32\x1c.edge_agg.contract.v1.Charge\x12\x30\n\ncumulative\x18\x0e \x01(\x0b\x32\x1c.edge_agg.contract.v1.Charge\x12\x31\n\x07vectors\x18\x0f \x03(\x0b\x32 .edge_agg.contract.v1.VectorSpec\x12,\n\x06\x62ounds\x18\x10 \x01(\x0b\x32\x1c.edge_agg.contract.v1.Bounds\x12\x0c\n\x04rows\x18\x11 \x01(\r\x12\x16\n\x0epayload_sha256\x18\x12 \x01(\x0c*o\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATUS_RELEASED\x10\x01\x12\x0f\n\x0bSTATUS_LOST\x10\x02\x12\x14\n\x10STATUS_EXHAUSTED\x10\x03\x12\x11\n\rSTATUS_VETOED\x10\x04*U\n\tMechanism\x12\x19\n\x15MECHANISM_UNSPECIFIED\x10\x00\x12\x16\n\x12MECHANISM_GAUSSIAN\x10\x01\x12\x15\n\x11MECHANISM_LAPLACE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"edge_agg/contract/v1/release.proto\x12\x14\x65\x64ge_agg.contract.v1\"0\n\rSealedRelease\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"$\n\x06\x43harge\x12\x0b\n\x03rho\x18\x01 \x01(\t\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\t\"\x80\x01\n\nVectorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\tmechanism\x18\x02 \x01(\x0e\x32\x1f.edge_agg.contract.v1.Mechanism\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\x13\n\x0bsensitivity\x18\x04 \x01(\x01\x12\x0c\n\x04loss\x18\x05 \x01(\x01\"\xa6\x01\n\tSelection\x12\x11\n\tpartition\x18\x01 \x01(\t\x12\x32\n\tmechanism\x18\x02 \x01(\x0e\x32\x1f.edge_agg.contract.v1.Mechanism\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\x13\n\x0bsensitivity\x18\x04 \x01(\x01\x12\x11\n\tthreshold\x18\x05 \x01(\x03\x12\x0c\n\x04loss\x18\x06 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x07 \x01(\x01\"S\n\x06\x42ounds\x12\x16\n\x0emax_partitions\x18\x01 \x01(\r\x12\x1e\n\x16max_rows_per_partition\x18\x02 \x01(\r\x12\x11\n\tmax_nodes\x18\x03 \x01(\r\"\xa4\x04\n\rReleaseHeader\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x11\n\tprev_hash\x18\x05 \x01(\x0c\x12\x0c\n\x04plan\x18\x06 \x01(\t\x12\x14\n\x0cplan_version\x18\x07 \x01(\r\x12\x11\n\tplan_hash\x18\x08 \x01(\x0c\x12\x17\n\x0fwindow_start_us\x18\t \x01(\x03\x12\x15\n\rwindow_end_us\x18\n \x01(\x03\x12,\n\x06status\x18\x0b \x01(\x0e\x32\x1c.edge_agg.contract.v1.Status\x12\x0f\n\x07\x61\x63\x63ount\x18\x0c \x01(\t\x12,\n\x06\x63harge\x18\r \x01(\x0b\x32\x1c.edge_agg.contract.v1.Charge\x12\x30\n\ncumulative\x18\x0e \x01(\x0b\x32\x1c.edge_agg.contract.v1.Charge\x12\x31\n\x07vectors\x18\x0f \x03(\x0b\x32 .edge_agg.contract.v1.VectorSpec\x12,\n\x06\x62ounds\x18\x10 \x01(\x0b\x32\x1c.edge_agg.contract.v1.Bounds\x12\x0c\n\x04rows\x18\x11 \x01(\r\x12\x16\n\x0epayload_sha256\x18\x12 \x01(\x0c\x12\x32\n\tselection\x18\x13 \x01(\x0b\x32\x1f.edge_agg.contract.v1.Selection*o\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATUS_RELEASED\x10\x01\x12\x0f\n\x0bSTATUS_LOST\x10\x02\x12\x14\n\x10STATUS_EXHAUSTED\x10\x03\x12\x11\n\rSTATUS_VETOED\x10\x04*U\n\tMechanism\x12\x19\n\x15MECHANISM_UNSPECIFIED\x10\x00\x12\x16\n\x12MECHANISM_GAUSSIAN\x10\x01\x12\x15\n\x11MECHANISM_LAPLACE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edge_agg.contract.v1.release_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=863
-  _globals['_STATUS']._serialized_end=974
-  _globals['_MECHANISM']._serialized_start=976
-  _globals['_MECHANISM']._serialized_end=1061
+  _globals['_STATUS']._serialized_start=1084
+  _globals['_STATUS']._serialized_end=1195
+  _globals['_MECHANISM']._serialized_start=1197
+  _globals['_MECHANISM']._serialized_end=1282
   _globals['_SEALEDRELEASE']._serialized_start=60
   _globals['_SEALEDRELEASE']._serialized_end=108
   _globals['_CHARGE']._serialized_start=110
   _globals['_CHARGE']._serialized_end=146
   _globals['_VECTORSPEC']._serialized_start=149
   _globals['_VECTORSPEC']._serialized_end=277
-  _globals['_BOUNDS']._serialized_start=279
-  _globals['_BOUNDS']._serialized_end=362
-  _globals['_RELEASEHEADER']._serialized_start=365
-  _globals['_RELEASEHEADER']._serialized_end=861
+  _globals['_SELECTION']._serialized_start=280
+  _globals['_SELECTION']._serialized_end=446
+  _globals['_BOUNDS']._serialized_start=448
+  _globals['_BOUNDS']._serialized_end=531
+  _globals['_RELEASEHEADER']._serialized_start=534
+  _globals['_RELEASEHEADER']._serialized_end=1082
 # @@protoc_insertion_point(module_scope)

@@ -166,6 +166,52 @@ class VectorSpec(_message.Message):
 Global___VectorSpec: _TypeAlias = VectorSpec  # noqa: Y015
 
 @_typing.final
+class Selection(_message.Message):
+    """How discovered keys were selected: by noisy distinct units strictly above a threshold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    MECHANISM_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    SENSITIVITY_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    partition: _builtins.str
+    """The partition whose keys they are: the payload's first column."""
+    mechanism: Global___Mechanism.ValueType
+    """The distribution of the noise on each key's distinct units."""
+    scale: _builtins.float
+    """The scale of that noise."""
+    sensitivity: _builtins.float
+    """The distance between neighbours that the mechanism was calibrated to (l2 for Gaussian, l1 for Laplace)."""
+    threshold: _builtins.int
+    """A key is released where its noisy distinct units exceed this."""
+    loss: _builtins.float
+    """The mechanism's own map at that distance: rho for Gaussian, epsilon for Laplace."""
+    delta: _builtins.float
+    """The probability that a key shows which only one unit has, by the mechanism's own map."""
+    def __init__(
+        self,
+        *,
+        partition: _builtins.str = ...,
+        mechanism: Global___Mechanism.ValueType = ...,
+        scale: _builtins.float = ...,
+        sensitivity: _builtins.float = ...,
+        threshold: _builtins.int = ...,
+        loss: _builtins.float = ...,
+        delta: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "loss", b"loss", "mechanism", b"mechanism", "partition", b"partition", "scale", b"scale", "sensitivity", b"sensitivity", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
 class Bounds(_message.Message):
     """The contribution bounds in force."""
 
@@ -219,6 +265,7 @@ class ReleaseHeader(_message.Message):
     BOUNDS_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant whose agent this is."""
     agent: _builtins.str
@@ -244,7 +291,7 @@ class ReleaseHeader(_message.Message):
     account: _builtins.str
     """The account that was charged."""
     rows: _builtins.int
-    """Cells in the payload: the plan's, whatever the data."""
+    """Rows of the payload: the plan's public cells, whatever the data; so many again for each released key, if keys are discovered."""
     payload_sha256: _builtins.bytes
     """sha256 of the payload."""
     @_builtins.property
@@ -262,6 +309,10 @@ class ReleaseHeader(_message.Message):
     @_builtins.property
     def bounds(self) -> Global___Bounds:
         """The contribution bounds in force."""
+
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """How keys were selected, if the plan discovers them; absent otherwise, and where nothing was released."""
 
     def __init__(
         self,
@@ -284,10 +335,11 @@ class ReleaseHeader(_message.Message):
         bounds: Global___Bounds | None = ...,
         rows: _builtins.int = ...,
         payload_sha256: _builtins.bytes = ...,
+        selection: Global___Selection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "charge", b"charge", "cumulative", b"cumulative"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "charge", b"charge", "cumulative", b"cumulative", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agent", b"agent", "bounds", b"bounds", "charge", b"charge", "cumulative", b"cumulative", "incarnation", b"incarnation", "payload_sha256", b"payload_sha256", "plan", b"plan", "plan_hash", b"plan_hash", "plan_version", b"plan_version", "prev_hash", b"prev_hash", "rows", b"rows", "seq", b"seq", "status", b"status", "tenant", b"tenant", "vectors", b"vectors", "window_end_us", b"window_end_us", "window_start_us", b"window_start_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agent", b"agent", "bounds", b"bounds", "charge", b"charge", "cumulative", b"cumulative", "incarnation", b"incarnation", "payload_sha256", b"payload_sha256", "plan", b"plan", "plan_hash", b"plan_hash", "plan_version", b"plan_version", "prev_hash", b"prev_hash", "rows", b"rows", "selection", b"selection", "seq", b"seq", "status", b"status", "tenant", b"tenant", "vectors", b"vectors", "window_end_us", b"window_end_us", "window_start_us", b"window_start_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from edge_agg.contract import arrow
 from edge_agg.contract.errors import MalformedRelease
+from tests.edge_agg.contract.streams import END, Stand, flip, messages, pack, patched, qq, unpack, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,23 +42,6 @@ VALUES: dict[str, npt.NDArray[np.int64]] = {
 }
 LUCKY_ROWS = 20
 CANARY = 0x0BADC0DE5EED1234
-END = struct.pack("<II", 0xFFFFFFFF, 0)
-
-
-def pack(stream: bytes) -> bytes:
-    """One zstd frame with its content size, as the encoder makes it."""
-    return zstandard.ZstdCompressor(level=1).compress(stream)
-
-
-def unpack(payload: bytes) -> bytes:
-    """The Arrow stream inside a payload that we made ourselves."""
-    return zstandard.ZstdDecompressor().decompress(payload)
-
-
-def messages(stream: bytes) -> list[bytes]:
-    """Split a well-formed stream into its messages, by pyarrow's own reader."""
-    reader = pa.ipc.MessageReader.open_stream(stream)
-    return [message.serialize().to_pybytes() for message in reader]
 
 
 STREAM = unpack(arrow.encode(VALUES))
@@ -177,15 +161,6 @@ def test_the_order_of_vectors_is_the_callers() -> None:
 # Hostile bytes
 
 
-def written(batch: Any, *, schema: Any = None, metadata: Any = None, **options: Any) -> bytes:
-    """A stream of one batch, by pyarrow's writer."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema or batch.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
-        writer.write_batch(batch, custom_metadata=metadata)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
 def batch_of(fields: list[Any], arrays: list[Any], metadata: Any = None) -> Any:
     """A batch under a schema of our own."""
     return pa.record_batch(arrays, schema=pa.schema(fields, metadata=metadata))
@@ -199,17 +174,6 @@ def ints(name: str, type_: Any = None, *, nullable: bool = False, metadata: Any 
 def columns(count: int = 2, rows: int = ROWS) -> list[Any]:
     """Columns of plain integers."""
     return [pa.array(list(range(rows)), pa.int64()) for _ in range(count)]
-
-
-def patched(message: bytes, old: bytes, new: bytes, count: int = -1) -> bytes:
-    """A message with some bytes of its metadata replaced."""
-    assert old in message
-    return message.replace(old, new, count)
-
-
-def qq(first: int, second: int) -> bytes:
-    """A pair of int64: a field node, or a buffer."""
-    return struct.pack("<qq", first, second)
 
 
 def buffers(first: tuple[int, int], second: tuple[int, int], validity: tuple[int, int] = (80, 0)) -> bytes:
@@ -431,16 +395,6 @@ def test_a_hostile_payload_is_refused_quickly_and_in_bounded_memory(payload: byt
     assert pa.default_memory_pool().max_memory() - pa_before < 1 << 20
 
 
-class Stand:
-    """Stands in for a module, which it passes everything on to."""
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-
 def lucky_compression() -> bytes:
     """A compressed column that is by chance exactly as long as the plain one would be."""
     for zeros in range(8 * LUCKY_ROWS):
@@ -505,7 +459,7 @@ def admitted() -> set[str]:
 
 def test_mutant_no_check_of_the_batch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: pyarrow decodes whatever the batch says."""
-    monkeypatch.setattr(arrow, "_check_batch", lambda batch, n_vectors, rows: None)
+    monkeypatch.setattr(arrow, "_check_batch", lambda batch, wanted, rows: None)
     assert {
         "stream: body compressed with lz4",
         "stream: body compressed with zstd",
@@ -559,15 +513,6 @@ def test_mutant_a_schema_that_is_not_compared_is_caught(monkeypatch: pytest.Monk
         "stream: floats",
         "stream: nullable field",
     } <= admitted()
-
-
-def flip(payload: bytes, chance: random.Random) -> bytes:
-    """Change one to four bytes, most often one bit of one."""
-    changed = bytearray(payload)
-    for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        at = chance.randrange(len(changed))
-        changed[at] = changed[at] ^ (1 << chance.randrange(8)) if chance.random() < 0.7 else chance.randrange(256)
-    return bytes(changed)
 
 
 def survivors(times: int, seed: int) -> int:

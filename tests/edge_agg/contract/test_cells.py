@@ -9,6 +9,7 @@ import pytest
 from edge_agg.contract import cells
 from edge_agg.contract.cells import dimension, key_text, keys, n_cells, shape
 from edge_agg.contract.plan import Partition, parse_plan
+from tests.edge_agg.contract.plans import DISCOVER, INTEGERS, KEYS, SECOND_PARTITION, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,7 @@ def test_the_number_of_cells_is_the_number_of_keys(three: str) -> None:
 
 def test_mutant_sorted_keys_are_caught(three: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: keys in sorted order, as a group-by would give them; the test of the order fails."""
-    monkeypatch.setattr(cells, "dimension", lambda partition: sorted(partition.values, key=str))
+    monkeypatch.setattr(cells, "dimension", lambda partition: sorted(partition.public, key=str))
     with pytest.raises(AssertionError):
         test_cells_are_row_major_with_other_last(three)
 
@@ -80,6 +81,23 @@ def test_without_other_there_is_no_other_cell() -> None:
     """Only a plan that asks for it has a cell for unlisted keys."""
     assert dimension(Partition(column="c", values=["x", "y"])) == ["x", "y"]
     assert dimension(Partition(column="c", values=["x", "y"], other=True)) == ["x", "y", "other"]
+
+
+def test_discovered_keys_are_no_cells() -> None:
+    """Cells are those of the public partitions; each key that is found has all of them."""
+    plan = parsed(*DISCOVER, ('[[metric]]\nname = "departures"', SECOND_PARTITION.replace('["x"]', '["x", "y"]')))
+    assert (shape(plan), n_cells(plan), list(keys(plan))) == ((2,), 2, [("x",), ("y",)])
+    assert n_cells(parsed(*DISCOVER)) == 1
+
+
+def test_a_calendar_and_a_range_are_cells_like_any_other() -> None:
+    """Their keys are written out, so cells follow them; a range may have `other`, a calendar has none."""
+    plan = parsed(
+        ("other = true", 'other = true\n[[partition]]\ncolumn = "time_hour"\ncalendar = "weekday"'),
+        *INTEGERS,
+        (KEYS, "range = { start = 3, stop = -3, step = -3 }"),
+    )
+    assert list(keys(plan)) == [(gate, str(day)) for gate in ("3", "0", "other") for day in range(1, 8)]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import random
 from datetime import UTC, datetime, timedelta, timezone
 from fractions import Fraction
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from edge_agg.contract import codec
 from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.plan import PlanHash
-from edge_agg.contract.release import Charge, Link, Mechanism, Release, Status, VectorSpec
+from edge_agg.contract.release import Charge, KeySpec, Link, Mechanism, Release, Status, VectorSpec
 from edge_agg.contract.v1 import release_pb2 as pb
 
 if TYPE_CHECKING:
@@ -50,6 +51,19 @@ RELEASED = Release(
 )
 LOST = dataclasses.replace(RELEASED, status=Status.LOST, vectors=(), rows=0, payload_sha256=b"")
 
+SELECTION = KeySpec(
+    partition="page",
+    mechanism=Mechanism.GAUSSIAN,
+    scale=4.75,
+    sensitivity=2.5,
+    threshold=31,
+    loss=0.125,
+    delta=9.5e-8,
+)
+DISCOVERED = dataclasses.replace(RELEASED, selection=SELECTION)
+VETOED = dataclasses.replace(LOST, status=Status.VETOED, charge=Charge())
+NOTHING_FOUND = dataclasses.replace(DISCOVERED, rows=0)
+
 names = st.text(alphabet=st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=128)
 positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
 moments = st.integers(-62_135_510_400_000_000, 253_402_214_400_000_000).map(codec.from_us)
@@ -57,6 +71,16 @@ rationals = st.builds(Fraction, st.integers(0, 2**90), st.sampled_from([1, 3, 2*
 charges = st.builds(Charge, rho=rationals, delta=rationals)
 specs = st.builds(
     VectorSpec, name=names, mechanism=st.sampled_from(Mechanism), scale=positive, sensitivity=positive, loss=positive
+)
+selections = st.builds(
+    KeySpec,
+    partition=names,
+    mechanism=st.sampled_from(Mechanism),
+    scale=positive,
+    sensitivity=positive,
+    threshold=st.integers(1, 2**63 - 1),
+    loss=positive,
+    delta=st.floats(min_value=0, max_value=1, exclude_min=True, exclude_max=True),
 )
 
 
@@ -68,6 +92,7 @@ def releases(draw: st.DrawFn) -> tuple[Release, bytes]:
     start, seq = draw(moments), draw(st.integers(1, 2**64 - 1))
     status = Status.RELEASED if released else draw(st.sampled_from([Status.LOST, Status.EXHAUSTED, Status.VETOED]))
     drawn = status in {Status.RELEASED, Status.LOST}
+    selection = draw(st.none() | selections) if released else None
     charge, more = draw(charges) if drawn else Charge(), draw(charges)
     release = Release(
         tenant=draw(names),
@@ -92,7 +117,8 @@ def releases(draw: st.DrawFn) -> tuple[Release, bytes]:
         max_partitions=draw(st.integers(0, 2**32 - 1)),
         max_rows_per_partition=draw(st.integers(0, 2**32 - 1)),
         max_nodes=draw(st.integers(0, 2**32 - 1)),
-        rows=draw(st.integers(1, 2**32 - 1)) if released else 0,
+        selection=selection,
+        rows=draw(st.integers(0 if selection else 1, 2**32 - 1)) if released else 0,
         payload_sha256=hashlib.sha256(payload).digest() if released else b"",
     )
     return release, payload
@@ -102,6 +128,8 @@ def releases(draw: st.DrawFn) -> tuple[Release, bytes]:
 @given(made=releases())
 @example(made=(RELEASED, PAYLOAD))
 @example(made=(LOST, b""))
+@example(made=(DISCOVERED, PAYLOAD))
+@example(made=(NOTHING_FOUND, PAYLOAD))
 def test_what_is_sealed_is_opened(made: tuple[Release, bytes]) -> None:
     """Every field comes back exactly: fractions, microseconds, doubles; and the bytes are those that were sealed."""
     release, payload = made
@@ -119,6 +147,14 @@ def test_golden_header() -> None:
     header = (GOLDEN / "header.bin").read_bytes()
     assert codec.seal(RELEASED, PAYLOAD).header == header
     assert codec.open_sealed(header, PAYLOAD)[0] == RELEASED
+
+
+def test_golden_header_of_discovered_keys() -> None:
+    """The same with a selection; and without one the header is what it was before there were selections."""
+    header = (GOLDEN / "header_selection.bin").read_bytes()
+    assert codec.seal(DISCOVERED, PAYLOAD).header == header
+    assert codec.open_sealed(header, PAYLOAD)[0] == DISCOVERED
+    assert header.startswith((GOLDEN / "header.bin").read_bytes())
 
 
 def test_every_field_is_in_the_header() -> None:
@@ -143,6 +179,7 @@ def test_every_field_is_in_the_header() -> None:
         "max_nodes": 4,
         "rows": 11,
         "payload_sha256": b"s" * 32,
+        "selection": SELECTION,
     }
     assert set(others) == {field.name for field in dataclasses.fields(Release)}
     changed: dict[str, Any]
@@ -154,6 +191,23 @@ def test_every_field_is_in_the_header() -> None:
         "prev_hash": dataclasses.replace(RELEASED.link, prev_hash=b"x" * 32),
     }.items():
         assert codec.seal(dataclasses.replace(RELEASED, link=link), PAYLOAD).header != header, part
+    selected = codec.seal(DISCOVERED, PAYLOAD).header
+    of_selection: dict[str, Any] = {
+        "partition": "path",
+        "mechanism": Mechanism.LAPLACE,
+        "scale": 5.0,
+        "sensitivity": 3.0,
+        "threshold": 32,
+        "loss": 0.25,
+        "delta": 1e-8,
+    }
+    assert set(of_selection) == {field.name for field in dataclasses.fields(KeySpec)}
+    for field, value in of_selection.items():
+        changed = {field: value}
+        selection = dataclasses.replace(SELECTION, **changed)
+        other = dataclasses.replace(DISCOVERED, selection=selection)
+        assert codec.seal(other, PAYLOAD).header != selected, field
+        assert codec.open_sealed(codec.seal(other, PAYLOAD).header, PAYLOAD)[0].selection == selection
 
 
 def header_with(change: Callable[[pb.ReleaseHeader], object], base: Release = RELEASED) -> bytes:
@@ -183,6 +237,17 @@ def set_vector(**fields: Any) -> Callable[[pb.ReleaseHeader], None]:
     return change
 
 
+def set_selection(**fields: Any) -> Callable[[pb.ReleaseHeader], None]:
+    """Set fields of the selection, which need not be there."""
+
+    def change(message: pb.ReleaseHeader) -> None:
+        message.selection.SetInParent()
+        for name, value in fields.items():
+            setattr(message.selection, name, value)
+
+    return change
+
+
 def set_rho(text: str) -> Callable[[pb.ReleaseHeader], None]:
     """Spell the charge in another way."""
 
@@ -200,6 +265,8 @@ def set_delta(text: str) -> Callable[[pb.ReleaseHeader], None]:
 
     return change
 
+
+SELECTED = pb.ReleaseHeader.FromString(codec.seal(DISCOVERED, PAYLOAD).header).selection
 
 INCONSISTENT: dict[str, tuple[Callable[[pb.ReleaseHeader], object], Release, bytes]] = {
     "no tenant": (set_(tenant=""), RELEASED, PAYLOAD),
@@ -251,6 +318,25 @@ INCONSISTENT: dict[str, tuple[Callable[[pb.ReleaseHeader], object], Release, byt
     "a vector without a name": (set_vector(name=""), RELEASED, PAYLOAD),
     "a vector twice": (lambda m: m.vectors.append(m.vectors[0]), RELEASED, PAYLOAD),
     "exhausted with a charge": (set_(status=3), LOST, b""),
+    "no rows and no selection": (lambda m: m.ClearField("selection"), NOTHING_FOUND, PAYLOAD),
+    "lost with a selection": (lambda m: m.selection.CopyFrom(SELECTED), LOST, b""),
+    "vetoed with a selection": (lambda m: m.selection.CopyFrom(SELECTED), VETOED, b""),
+    "a selection and no payload": (set_(payload_sha256=b""), NOTHING_FOUND, b""),
+    "a selection and no vectors": (lambda m: m.ClearField("vectors"), NOTHING_FOUND, PAYLOAD),
+    "an empty selection": (set_selection(), RELEASED, PAYLOAD),
+    **{
+        f"selection: {field} is {value}"[:60]: (set_selection(**{field: value}), DISCOVERED, PAYLOAD)
+        for field, values in {
+            "partition": ("", "p" * 129, "a\x1b[2J"),
+            "mechanism": (0, 9),
+            "scale": (0.0, -1.0, math.nan, math.inf),
+            "sensitivity": (0.0, -1.0, math.nan, math.inf),
+            "threshold": (0, -1, -(2**63)),
+            "loss": (0.0, -1.0, math.nan, math.inf),
+            "delta": (0.0, -1.0, 1.0, math.nan, math.inf),
+        }.items()
+        for value in values
+    },
     "empty header": (lambda m: m.Clear(), RELEASED, b""),
     **{
         f"rho is {text[:12]!r}": (set_rho(text), RELEASED, PAYLOAD)
@@ -309,7 +395,24 @@ def test_mutant_a_header_that_is_not_checked_is_caught(monkeypatch: pytest.Monke
         "scale NaN",
         "loss 0",
         "charge over cumulative",
+        "no rows and no selection",
+        "lost with a selection",
+        *(name for name in INCONSISTENT if name.startswith("selection: ") and "mechanism" not in name),
     }
+
+
+def test_mutant_a_selection_that_could_not_be_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: whatever is said of the selection is taken; only what belongs to the other rules is still refused."""
+    monkeypatch.setattr(codec, "_could_be", lambda spec: True)
+    for name, (change, base, payload) in INCONSISTENT.items():
+        if name.startswith("selection: ") and "mechanism" not in name:
+            codec.open_sealed(header_with(change, base), payload)
+
+
+def test_nothing_was_found_is_a_release() -> None:
+    """With a selection a release may have no rows: that no key passed is said as any other release is."""
+    opened, _ = codec.open_sealed(codec.seal(NOTHING_FOUND, PAYLOAD).header, PAYLOAD)
+    assert (opened.status, opened.rows, opened.selection) == (Status.RELEASED, 0, SELECTION)
 
 
 @pytest.mark.parametrize("payload", [b"", PAYLOAD[:-1], PAYLOAD + b"\0", b"another payload"])
@@ -351,19 +454,22 @@ def test_random_bytes_are_refused(header: bytes, payload: bytes) -> None:
 
 
 def test_every_truncation_is_refused_or_consistent() -> None:
-    """A header that ends early is refused; none passes as the whole."""
-    header = codec.seal(RELEASED, PAYLOAD).header
+    """A header that ends early is refused, or is that of a release without a selection; none passes as the whole."""
+    header = codec.seal(DISCOVERED, PAYLOAD).header
+    public = len(codec.seal(RELEASED, PAYLOAD).header)
     for at in range(len(header)):
-        with pytest.raises(MalformedRelease):
-            codec.open_sealed(header[:at], PAYLOAD)
+        if at != public:  # there it says nothing of a selection, which a plan that discovers keys does not admit
+            with pytest.raises(MalformedRelease):
+                codec.open_sealed(header[:at], PAYLOAD)
 
 
 def flipped(times: int, seed: int) -> int:
     """Flip bits of a sealed release that many times; how many results opened, each consistent in itself."""
     chance = random.Random(seed)
-    sealed = codec.seal(RELEASED, PAYLOAD)
+    both = [codec.seal(RELEASED, PAYLOAD), codec.seal(DISCOVERED, PAYLOAD)]
     opened = 0
-    for _ in range(times):
+    for i in range(times):
+        sealed = both[i % 2]
         header = bytearray(sealed.header)
         for _ in range(chance.choice((1, 1, 2, 4))):
             header[chance.randrange(len(header))] ^= 1 << chance.randrange(8)

@@ -36,6 +36,17 @@ def test_charges_add_up_exactly(charges: list[tuple[Fraction, Fraction]]) -> Non
     )
 
 
+@given(rho=LOSSES, delta=LOSSES, times=st.integers(0, 1000))
+def test_a_charge_times_a_number_is_that_many_charges(rho: Fraction, delta: Fraction, times: int) -> None:
+    """What a period costs is exactly its windows' charges, part by part; none of them is a refund."""
+    charge = Charge(rho=rho, delta=delta)
+    assert charge * times == Charge(rho=rho * times, delta=delta * times)
+    assert charge * 3 == charge + charge + charge
+    if rho or delta:
+        with pytest.raises(ValueError, match="never negative"):
+            charge * -1
+
+
 @pytest.mark.parametrize(("rho", "delta"), [(Fraction(-1, 10**30), Fraction(0)), (Fraction(0), Fraction(-1, 10**30))])
 def test_a_charge_is_never_negative(rho: Fraction, delta: Fraction) -> None:
     """No charge can give budget back."""

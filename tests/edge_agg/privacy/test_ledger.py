@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -22,9 +23,13 @@ START = datetime(2013, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-def entry(day: int, rho: Fraction | int, delta: Fraction | int = 0) -> Entry:
-    """A charge for the window that starts on that day."""
-    return Entry(window_start=START + day * DAY, charge=Charge(rho=Fraction(rho), delta=Fraction(delta)))
+def entry(day: int, rho: Fraction | int, delta: Fraction | int = 0, *, through: int | None = None) -> Entry:
+    """A charge for the window that starts on that day, or for all up to another."""
+    return Entry(
+        window_start=START + day * DAY,
+        charge=Charge(rho=Fraction(rho), delta=Fraction(delta)),
+        through=None if through is None else START + through * DAY,
+    )
 
 
 def budget(rho: Fraction | int, delta: Fraction | int = 0, days: int = 10) -> Budget:
@@ -42,17 +47,35 @@ def has_room(limit: Budget, entries: Sequence[Entry], new: Entry) -> bool:
 
 
 def within_everywhere(limit: Budget, entries: Sequence[Entry]) -> bool:
-    """Brute force: whether every span `[t, t + horizon)` that begins at a window costs at most the budget."""
-    for begin in {entry.window_start for entry in entries}:
-        span = [entry.charge for entry in entries if begin <= entry.window_start < begin + limit.horizon]
+    """Brute force: whether every span `[t, t + horizon)` that begins on a day costs at most the budget.
+
+    A charge weighs on a span in which any day that it covers lies.
+    """
+    days = [(e.window_start - START) // DAY for e in entries] + [(e.last - START) // DAY for e in entries]
+    horizon = limit.horizon // DAY
+    for begin in range(min(days, default=0) - horizon, max(days, default=0) + 1):
+        span = [
+            e.charge
+            for e in entries
+            if any(
+                begin <= day < begin + horizon
+                for day in range((e.window_start - START) // DAY, (e.last - START) // DAY + 1)
+            )
+        ]
         if sum(c.rho for c in span) > limit.rho or sum(c.delta for c in span) > limit.delta:
             return False
     return True
 
 
 losses = st.sampled_from([Fraction(0), Fraction(1, 3), Fraction(1, 2), Fraction(1), Fraction(7, 5)])
-entries_ = st.builds(
-    entry, st.integers(-15, 15), losses, st.sampled_from([Fraction(0), Fraction(1, 2**80), Fraction(1, 7)])
+deltas = st.sampled_from([Fraction(0), Fraction(1, 2**80), Fraction(1, 7)])
+entries_ = st.builds(entry, st.integers(-15, 15), losses, deltas)
+covering = st.builds(
+    lambda day, length, rho, delta: entry(day, rho, delta, through=day + length),
+    st.integers(-15, 15),
+    st.integers(0, 14),
+    losses,
+    deltas,
 )
 limits = st.builds(
     budget, losses.map(lambda loss: 3 * loss), st.sampled_from([Fraction(0), Fraction(1, 7), 1]), st.integers(1, 12)
@@ -78,16 +101,62 @@ def test_every_span_of_the_horizon_stays_within_the_budget(limit: Budget, arrivi
     assert disagreements(limit, arriving) == 0
 
 
+@settings(max_examples=150)
+@given(limit=limits, arriving=st.lists(entries_ | covering, max_size=10))
+def test_a_charge_weighs_on_every_span_that_a_window_of_it_lies_in(limit: Budget, arriving: list[Entry]) -> None:
+    """The same for charges that cover a whole period, shorter or longer than the horizon."""
+    assert disagreements(limit, arriving) == 0
+
+
+COVERING = [
+    *[entry(0, 1, through=6), entry(14, 1), entry(7, 1, through=13), entry(-5, 1), entry(15, 1), entry(4, 0)],
+    *[entry(52, 2), entry(40, 1, through=46)],
+]
+
+
+def _by_the_first_window(horizon: timedelta, entries: Sequence[Entry], **around: object) -> Charge:
+    """A mutant's reading: a charge weighs where its first window is."""
+    bare = [replace(e, through=None) for e in entries]
+    return heaviest(horizon, bare, around=around["around"])  # type: ignore[arg-type]  # as the caller gave it
+
+
+def _around_the_first_window(horizon: timedelta, entries: Sequence[Entry], **around: object) -> Charge:
+    """A mutant's reading: only the spans that hold the new charge's first window are looked at."""
+    return heaviest(horizon, entries, around=around["around"])  # type: ignore[arg-type]  # as the caller gave it
+
+
+@pytest.mark.parametrize("mutant", [_by_the_first_window, _around_the_first_window])
+def test_mutant_covers_are_caught(monkeypatch: pytest.MonkeyPatch, mutant: object) -> None:
+    """Mutants: a period's charge that weighs on its first window alone, or that is weighed there alone."""
+    assert disagreements(budget(2), COVERING) == 0
+    monkeypatch.setattr(ledger, "heaviest", mutant)
+    assert disagreements(budget(2), COVERING) > 0
+
+
+def test_a_period_weighs_as_long_as_its_last_window() -> None:
+    """By hand: ten days of horizon, a charge for days 0 .. 6; on day 16 it no longer counts, on day 15 it does."""
+    period = entry(0, 2, through=6)
+    assert period.last == START + 6 * DAY
+    assert not has_room(budget(2), [period], entry(15, 1))
+    assert has_room(budget(2), [period], entry(16, 1))
+    assert not has_room(budget(2), [entry(15, 1)], period)
+    assert has_room(budget(2), [entry(16, 1), entry(-10, 1)], period)
+
+
 LATE = [entry(0, 1), entry(5, 1), entry(3, 1), entry(-6, 1), entry(9, 1), entry(10, 1), entry(12, 1)]
 
 
 @pytest.mark.parametrize(
     "mutant",
     [
-        lambda horizon, entries, *, around: total(e for e in entries if around - horizon < e.window_start <= around),
-        lambda horizon, entries, *, around: total(entries),
-        lambda horizon, entries, *, around: heaviest(horizon / 2, entries, around=around),
-        lambda horizon, entries, *, around: total(e for e in entries if abs(e.window_start - around) <= horizon),
+        lambda horizon, entries, *, around, through: total(
+            e for e in entries if around - horizon < e.window_start <= around
+        ),
+        lambda horizon, entries, *, around, through: total(entries),
+        lambda horizon, entries, *, around, through: heaviest(horizon / 2, entries, around=around),
+        lambda horizon, entries, *, around, through: total(
+            e for e in entries if abs(e.window_start - around) <= horizon
+        ),
     ],
     ids=["looks back only", "never forgets", "half the horizon", "both sides at once"],
 )
@@ -179,6 +248,30 @@ def test_windows_left_agrees_with_stepping(limit: Budget, past: list[Entry], los
         steps += 1
     told = windows_left(limit, past, charge=Charge(rho=loss), start=START, every=every * DAY)
     assert told == (None if steps == 100 else steps)
+
+
+@settings(max_examples=60)
+@given(
+    limit=limits,
+    past=st.lists((entries_ | covering).filter(lambda e: e.window_start < START), max_size=5),
+    loss=losses,
+    every=st.integers(1, 6),
+    covers=st.integers(0, 5),
+)
+def test_windows_left_counts_periods_as_the_ledger_takes_them(
+    limit: Budget, past: list[Entry], loss: Fraction, every: int, covers: int
+) -> None:
+    """The same for a row of charges that cover some days each."""
+    taken = list(past)
+    steps = 0
+    while steps < 60:
+        new = entry(steps * every, loss, through=steps * every + covers)
+        if not has_room(limit, taken, new):
+            break
+        taken.append(new)
+        steps += 1
+    told = windows_left(limit, past, charge=Charge(rho=loss), start=START, every=every * DAY, covers=covers * DAY)
+    assert told == (None if steps == 60 else steps)
 
 
 @pytest.mark.parametrize(

@@ -224,3 +224,134 @@ def test_large_values_pass_through_exactly(mechanism: Mechanism) -> None:
     drawn = noise.draw(mechanism, 0.01, exact)
     assert drawn.dtype == np.int64
     assert drawn.tolist() == exact.tolist()
+
+
+# Thresholds
+
+
+def above(mechanism: Mechanism, scale: float, threshold: int, cells: int) -> float:
+    """The exact probability that of so many keys with one unit each, some noisy 1 lies above the threshold."""
+    if mechanism is LAPLACE:
+        one = math.exp(-threshold / scale) / (1 + math.exp(-1 / scale))
+    else:
+        k = np.arange(threshold, threshold + math.ceil(40 * scale) + 40, dtype=np.float64)
+        whole = np.arange(-math.ceil(40 * scale), math.ceil(40 * scale) + 1, dtype=np.float64)
+        one = float(np.exp(-(k**2) / (2 * scale**2)).sum() / np.exp(-(whole**2) / (2 * scale**2)).sum())
+    return -math.expm1(cells * math.log1p(-one))
+
+
+def test_the_exact_tails_are_those_of_what_is_drawn() -> None:
+    """The series above agree with the distribution that draws are tested against, and with scipy's discrete Laplace."""
+    for mechanism, scale in CASES:
+        for threshold in (1, 2, 5):
+            assert above(mechanism, scale, threshold, 1) == pytest.approx(
+                float(pmf(mechanism, scale, np.arange(threshold, 1001)).sum()), rel=1e-9
+            )
+            if mechanism is LAPLACE:
+                assert above(LAPLACE, scale, threshold, 1) == pytest.approx(
+                    float(stats.dlaplace.sf(threshold - 1, 1 / scale)), rel=1e-9
+                )
+
+
+@pytest.mark.parametrize("mechanism", Mechanism)
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.3, 30.0])
+@pytest.mark.parametrize("cells", [1, 3, 100])
+@pytest.mark.parametrize("delta", [1e-3, 1e-6, 1e-9])
+def test_a_threshold_is_right_and_minimal(mechanism: Mechanism, scale: float, cells: int, delta: float) -> None:
+    """P(some noisy 1 > T) <= the map's delta <= what was asked; one lower, and the map says more than was asked.
+
+    The map of Laplace noise is exact; that of Gaussian noise is the continuous tail's, and costs one step at most.
+    """
+    threshold, lost = noise.threshold_of(mechanism, scale=scale, cells=cells, delta=delta)
+    assert above(mechanism, scale, threshold, cells) <= lost * (1 + 1e-7) <= delta * (1 + 1e-7)
+    assert lost <= delta
+    assert lost == noise.delta_of(mechanism, scale=scale, cells=cells, threshold=threshold)
+    assert noise.delta_of(mechanism, scale=scale, cells=cells, threshold=threshold - 1) > delta
+    slack = 1 if mechanism is LAPLACE else 2
+    assert above(mechanism, scale, threshold - slack, cells) > delta
+
+
+@pytest.mark.parametrize("mechanism", Mechanism)
+def test_mutant_thresholds_are_caught(mechanism: Mechanism) -> None:
+    """Mutants: `>=` in place of `>`; a threshold for one key where a unit may have a hundred.
+
+    `>=` at T is `>` at T - 1.
+    """
+    told = noise.threshold_of(mechanism, scale=30.0, cells=1, delta=1e-3)[0]
+    assert above(mechanism, 30.0, told, 1) <= 1e-3 < above(mechanism, 30.0, told - 1, 1)
+    alone = noise.threshold_of(mechanism, scale=4.3, cells=1, delta=1e-6)[0]
+    assert above(mechanism, 4.3, alone, 100) > 1e-6
+
+
+@settings(max_examples=30)
+@given(
+    mechanism=st.sampled_from(Mechanism),
+    scale=st.floats(0.2, 1e6),
+    cells=st.tuples(st.integers(1, 1000), st.integers(1, 1000)),
+    thresholds=st.tuples(st.integers(1, 10**7), st.integers(1, 10**7)),
+)
+def test_delta_falls_with_the_threshold_and_grows_with_the_keys(
+    mechanism: Mechanism, scale: float, cells: tuple[int, int], thresholds: tuple[int, int]
+) -> None:
+    """What the search for a threshold rests on."""
+    (few, many), (low, high) = sorted(cells), sorted(thresholds)
+
+    def delta(cells: int, threshold: int) -> float:
+        return noise.delta_of(mechanism, scale=scale, cells=cells, threshold=threshold)
+
+    assert delta(many, high) <= delta(many, low)
+    assert delta(few, low) <= delta(many, low)
+
+
+@pytest.mark.parametrize("mechanism", Mechanism)
+def test_an_impossible_delta_is_refused(mechanism: Mechanism) -> None:
+    """Below what the map can tell from 0, no threshold is high enough."""
+    with pytest.raises(ValueError, match="no threshold"):
+        noise.threshold_of(mechanism, scale=1.0, cells=1, delta=1e-30)
+
+
+# Draws of any shape, in threads
+
+
+@pytest.mark.parametrize("mechanism", Mechanism)
+@pytest.mark.parametrize("shape", [(0,), (1,), (0, 5), (3, 4), (2, 3, 4), (noise._CHUNK + 1,), (3, noise._CHUNK)])
+def test_a_draw_keeps_the_shape_and_every_cell(mechanism: Mechanism, shape: tuple[int, ...]) -> None:
+    """Cells come back where they were, as int64, also where they are drawn in many chunks."""
+    exact = (np.arange(math.prod(shape), dtype=np.int64) * 10**6).reshape(shape)
+    drawn = noise.draw(mechanism, 3.0, exact)
+    assert drawn.shape == shape
+    assert drawn.dtype == np.int64
+    assert np.array_equal(np.rint(drawn / 10**6), np.arange(exact.size).reshape(shape))
+
+
+@pytest.mark.parametrize("mechanism", Mechanism)
+def test_a_transposed_vector_is_drawn_cell_by_cell(mechanism: Mechanism) -> None:
+    """Also an array that does not lie in one piece."""
+    exact = (np.arange(12, dtype=np.int64) * 10**6).reshape(3, 4).T
+    assert np.array_equal(np.rint(noise.draw(mechanism, 1.0, exact) / 10**6), exact / 10**6)
+
+
+def chunks_are_independent(mechanism: Mechanism) -> bool:
+    """Whether chunks of one draw, and the same chunk of two draws, are uncorrelated (six standard errors)."""
+    zeros = np.zeros(4 * noise._CHUNK, dtype=np.int64)
+    first, second = (noise.draw(mechanism, 3.0, zeros).reshape(4, -1) for _ in range(2))
+    found = np.corrcoef(np.concatenate([first, second]))
+    return bool((np.abs(found[~np.eye(8, dtype=np.bool_)]) < 6 / math.sqrt(noise._CHUNK)).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", Mechanism)
+def test_chunks_are_drawn_independently(mechanism: Mechanism, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two chunks share their noise. Mutant: each thread draws from a generator that was copied."""
+    assert chunks_are_independent(mechanism)
+    with monkeypatch.context() as mutant:
+        mutant.setattr(noise, "_drawn", lambda *args: np.random.default_rng(7).integers(-9, 10, len(args[2])))
+        assert not chunks_are_independent(mechanism)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mechanism", "scale"), [(GAUSSIAN, 4.3), (LAPLACE, 4.3)])
+def test_draws_in_threads_have_the_exact_discrete_distribution(mechanism: Mechanism, scale: float) -> None:
+    """Each of eight chunks by itself; a true sampler fails one run in a million."""
+    drawn = noise.draw(mechanism, scale, np.zeros((8, noise._CHUNK), dtype=np.int64))
+    assert all(goodness(chunk, mechanism, scale) > FALSE_ALARM / 8 for chunk in drawn)

@@ -1,0 +1,91 @@
+"""Dense codes: a small number for each distinct id, and the way back.
+
+Place: under bounding; ids of units, and texts of discovered keys, become numbers that can be packed and sorted.
+Invariants: equal codes, equal ids, and never otherwise: a key only finds where to look, and the id behind each code
+that was found is compared with the id that was asked for. A code's value depends on the order of arrival, so nothing
+that is kept may hang on it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from edge_agg.privacy.ids import Grown, Integers, Texts, integers, texts
+from edge_agg.privacy.table import ABSENT, Table
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edge_agg.privacy.permutation import Keying
+
+    UInt64s = npt.NDArray[np.uint64]
+
+
+class Codes:
+    """The codes of all ids so far: texts, or integers, never both."""
+
+    def __init__(self, keying: Keying) -> None:
+        """Begin without ids."""
+        self._keying = keying
+        self._table = Table()
+        self._integers, self._texts = Integers(), Texts()
+        self._keys = Grown(np.uint64)
+        self._namesakes: dict[str | int, int] = {}
+        """Codes of ids that the table cannot tell from an earlier one."""
+
+    def __len__(self) -> int:
+        return self._keys.size
+
+    def encode(self, ids: pa.Array) -> tuple[UInt64s, UInt64s]:
+        """The code and the key of each id, uint64[n] each; ids that are new get codes."""
+        return self._look_up(ids, add=True)
+
+    def find(self, ids: pa.Array) -> UInt64s:
+        """The code of each id, or ABSENT."""
+        return self._look_up(ids, add=False)[0]
+
+    def keys(self, codes: UInt64s) -> UInt64s:
+        """The keys of some codes."""
+        keys: UInt64s = self._keys.values.take(codes.view(np.intp))
+        return keys
+
+    def ids(self, codes: UInt64s) -> pa.Array:
+        """The ids of some codes: int64, or large_string."""
+        return self._texts.take(codes) if self._texts.size else self._integers.take(codes)
+
+    def _look_up(self, ids: pa.Array, *, add: bool) -> tuple[UInt64s, UInt64s]:
+        if pa.types.is_dictionary(ids.type):
+            if len(ids.dictionary) <= len(ids) and not ids.dictionary.null_count:
+                codes, keys = self._look_up(ids.dictionary, add=add)
+                at = ids.indices.to_numpy()
+                return codes[at], keys[at]
+            ids = ids.dictionary_decode()
+        if pa.types.is_integer(ids.type):
+            numbers = integers(ids)
+            return self._matched(
+                ids, numbers, self._keying.of_integers(numbers.view(np.uint64)), self._integers, add=add
+            )
+        series = texts(ids)
+        return self._matched(ids, series, self._keying.of_texts(series), self._texts, add=add)
+
+    def _matched(
+        self, ids: pa.Array, asked: Any, keys: UInt64s, held: Integers | Texts, *, add: bool
+    ) -> tuple[UInt64s, UInt64s]:
+        codes, new = self._table.look_up(keys, self._keys.values, add=add)
+        if len(new):
+            held.extend(ids, new)
+            self._keys.extend(keys[new])
+        if not held.size:  # nothing yet, or ids of the other kind
+            return np.full(len(codes), ABSENT), keys
+        differ = held.differ(codes if add else np.minimum(codes, np.uint64(held.size - 1)), asked)
+        for row in np.flatnonzero(differ if add else differ & (codes != ABSENT)).tolist():
+            one = ids[row].as_py()
+            if one not in self._namesakes and add:
+                self._namesakes[one] = len(self)
+                held.extend(ids, np.array([row]))
+                self._keys.extend(keys[row : row + 1])
+            codes[row] = self._namesakes.get(one, ABSENT)
+        return codes, keys

@@ -1,0 +1,161 @@
+"""How long an agent's accounts last, and what would make them last: in words, for its operator.
+
+Place: for `edge-agg check` and `status`; between the journal, which knows what was charged, and `privacy/outlook.py`.
+Invariant: it reads and adds up; nothing is charged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_agg.config import discovery_of, horizon_of, plans_of, span_of
+from edge_agg.contract.grid import window_of
+from edge_agg.contract.plan import plan_hash
+from edge_agg.journal import Journal
+from edge_agg.privacy.ledger import heaviest
+from edge_agg.privacy.measurement import compile_plan
+from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, look
+from edge_agg.privacy.statement import budget_of, loss, period, rounded_up
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from edge_agg.config import AccountTable, Config
+    from edge_agg.contract.plan import Plan
+    from edge_agg.privacy.ledger import Budget, Entry
+    from edge_agg.privacy.measurement import Measurement
+    from edge_agg.privacy.outlook import Demand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """One account: what it may lose, what it has lost, what its plans will charge."""
+
+    account: AccountTable
+    budget: Budget
+    entries: Sequence[Entry]
+    measurements: Sequence[Measurement]
+    demands: Sequence[Demand]
+    """As the plans, in their order."""
+    until: datetime | None
+    """The end of the agent's history, where it has one: no window comes after it."""
+
+    def spent(self) -> str:
+        """What was spent of it around now."""
+        now = min((demand.start for demand in self.demands), default=None)
+        lost = 0.0
+        if now is not None and self.entries:
+            step = min(demand.every for demand in self.demands)
+            lost = loss(heaviest(self.budget.horizon, self.entries, around=now - step), self.account.delta).epsilon
+        over = f"{self.account.epsilon:g} spent in {self.budget.horizon.days} days"
+        return f"account {self.account.name}: epsilon {rounded_up(lost)} of {over}"
+
+    def lasts(self) -> str:
+        """Until when, if all its plans go on together."""
+        if not self.demands:
+            return "no plan charges it"
+        outlook = look(self.budget, self.entries, self.demands)
+        names = [f"{period(demand.every)} releases of {demand.plan}" for demand in self.demands]
+        if self.until is not None and (outlook.ends is None or outlook.ends >= self.until):
+            return f"{_listed(names)} last for all of its history, to {self.until:%-d %b %Y}"
+        if outlook.ends is None:
+            found = "never run out" if outlook.looked_to is None else f"last beyond {outlook.looked_to:%-d %b %Y}"
+            return f"{_listed(names)} {found}"
+        left = [
+            f"{max(0, -(-(outlook.ends - demand.start) // demand.every))} more {name}"
+            for demand, name in zip(self.demands, names, strict=True)
+        ]
+        return f"{_listed(left)}, until {outlook.ends:%-d %b %Y}"
+
+    def remedy(self) -> str | None:
+        """What would make it last for ever; None where it does."""
+        if not self.demands:
+            return None
+        outlook = look(self.budget, self.entries, self.demands)
+        if outlook.ends is None or (self.until is not None and outlook.ends >= self.until):
+            return None
+        advice = advise(self.budget, self.demands)
+        measurement = next(one for one in self.measurements if one.plan.name == advice.plan)
+        plan, ways = measurement.plan, []
+        if advice.step is not None:
+            field, now = (
+                ("window.every", plan.window.every) if plan.period is None else ("bounds.period", plan.bounds.period)
+            )
+            ways.append(f"{field} = {advice.step.total_seconds() / 86_400:g}d in place of {now}")
+        if advice.rho_share is not None and advice.rho_share < 1:
+            epsilon = cheaper_epsilon(measurement, advice.rho_share)
+            ways.append(f"epsilon {int(epsilon * 1000) / 1000:g} in place of {plan.budget.epsilon:g}")
+        said = f"{advice.plan} asks for {advice.share:.0%} of it in {self.budget.horizon.days} days."
+        if not ways:
+            return f"{said} The other plans alone ask for too much: slow them down as well, or lower their epsilon."
+        return f"{said} To last for ever: {', or '.join(ways)}."
+
+
+def prospects(
+    config: Config, plans: Sequence[Plan], *, now: datetime, extra: tuple[Plan, str] | None = None
+) -> list[Prospect]:
+    """Every account of an agent, with what its journal has charged, if there is one.
+
+    Args:
+        config: the agent's.
+        plans: its plans.
+        now: the time, for an agent that has neither journal nor history.
+        extra: a plan that is not configured yet, and the account that would pay for it.
+
+    Raises:
+        JournalFailed: there is a journal, and it cannot be read.
+    """
+    folder = Path(config.agent.state)
+    journal = Journal.read(folder, config.agent.name) if (folder / "journal.sqlite").exists() else None
+    try:
+        return [_prospect(config, account, plans, journal, now=now, extra=extra) for account in config.account]
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def _prospect(
+    config: Config,
+    account: AccountTable,
+    plans: Sequence[Plan],
+    journal: Journal | None,
+    *,
+    now: datetime,
+    extra: tuple[Plan, str] | None,
+) -> Prospect:
+    own = plans_of(config, plans, account.name)
+    if extra is not None and extra[1] == account.name:
+        own = [*(plan for plan in own if plan.name != extra[0].name), extra[0]]
+    start, end = span_of(config.history)
+    measurements = [compile_plan(plan) for plan in own]
+    return Prospect(
+        account=account,
+        budget=budget_of(
+            epsilon=account.epsilon,
+            delta=account.delta,
+            horizon=horizon_of(account),
+            discovery=discovery_of(account, own),
+        ),
+        entries=[] if journal is None else journal.entries(account.name),
+        measurements=measurements,
+        demands=[_demand(one, journal, start or (now if journal is None else journal.created)) for one in measurements],
+        until=end,
+    )
+
+
+def _demand(measurement: Measurement, journal: Journal | None, first: datetime) -> Demand:
+    """What a plan will charge from its first window that is not closed."""
+    plan = measurement.plan
+    hash_ = plan_hash(plan)
+    start = (journal and journal.closed_before(hash_)) or first
+    paid = None
+    if journal is not None and plan.period is not None and journal.is_covered(hash_, window_of(start, plan.every)):
+        paid = window_of(start, plan.period) + plan.period - plan.every
+    return demand_of(measurement, start, paid)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,328 @@
+"""Grey box: how far one unit moves what the noise is added to, never above the declared sensitivity, and tight.
+
+Neighbours are drawn as files hold them, before decoding: strange texts, nulls, NaN, infinities, extreme numbers, values
+of the wrong type, duplicates, any order, any cut into batches, a merge after every few rows. One plan asks every kind
+of metric at once, so each pair is a pair for all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agg.contract.cells import n_cells
+from edge_agg.contract.plan import parse_plan
+from edge_agg.ingest.decode import decode
+from edge_agg.privacy import aggregate, bound, measurement
+from edge_agg.privacy.aggregate import Sensitivity, units_sensitivity
+from edge_agg.privacy.bound import Bounding
+from edge_agg.privacy.measurement import Measurement, compile_plan, sensitivity_of, units_of_keys
+from edge_agg.privacy.rows import read_events
+from tests.privacy.audit import mutants, strange
+from tests.privacy.audit.cases import TWINS
+from tests.privacy.audit.strange import Raw, raws
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from edge_agg.privacy.bound import Bounded
+
+    Int64s = npt.NDArray[np.int64]
+
+SALT = b"a salt for tests"
+MINE, MAX_PARTITIONS, MAX_ROWS = "mine", 2, 3
+CLIPPED = 'column = "x"\nlower = -2.0\nupper = 5.0\nresolution = 0.5'
+BINNED = 'column = "x"\nlower = 0.0\nupper = 1.0\nbins = 58\nquantiles = [0.5]'
+KINDS = [
+    'kind = "count"',
+    'kind = "distinct_units"',
+    f'kind = "sum"\n{CLIPPED}',
+    f'kind = "sum"\nclip = "unit"\n{CLIPPED}',
+    f'kind = "mean"\n{CLIPPED}',
+    f'kind = "variance"\n{CLIPPED}',
+    'kind = "histogram"\ncolumn = "x"\nedges = [-1.0, 0.0, 2.5, 1e6]',
+    f'kind = "quantiles"\n{BINNED}',
+]
+PUBLIC = '[[partition]]\ncolumn = "k"\nvalues = ["a", "b", "", "é"]\nother = true'
+DISCOVERED = '[[partition]]\ncolumn = "k"\ndiscover = { delta = 1e-7, max_bytes = 3 }'
+WEEKDAYS = '[[partition]]\ncolumn = "t"\ncalendar = "weekday"\ntimezone = "Europe/Paris"'
+KEYS = {"public": PUBLIC, "discovered": DISCOVERED, "discovered and weekday": f"{DISCOVERED}\n{WEEKDAYS}"}
+
+
+@cache
+def compiled(keys: str, *, unit: str = "string", event: bool = False, only: str | None = None) -> Measurement:
+    """A plan of every kind of metric, or of one."""
+    kinds = KINDS if only is None else [only]
+    metrics = "\n".join(f'[[metric]]\nname = "m{i}"\n{kind}' for i, kind in enumerate(kinds))
+    bounds = (1, 1) if event else (MAX_PARTITIONS, MAX_ROWS)
+    return compile_plan(
+        parse_plan(f"""
+[plan]
+name = "p"
+version = 1
+[events]
+time = "t"
+columns = {{ t = "timestamp", u = "{unit}", k = "string", x = "float" }}
+[privacy_unit]
+{"event = true" if event else 'column = "u"'}
+[bounds]
+max_partitions = {bounds[0]}
+max_rows_per_partition = {bounds[1]}
+[window]
+every = "1d"
+{KEYS[keys]}
+{metrics}
+[budget]
+mechanism = "laplace"
+epsilon = 1.0
+""")
+    )
+
+
+def batches(rows: Sequence[Raw], cut: int) -> Iterator[pa.RecordBatch]:
+    """The rows in batches of so many, as a file brings them."""
+    fields = {name: pa.array([getattr(row, name) for row in rows], pa.string()) for name in Raw._fields}
+    raw = pa.RecordBatch.from_pydict(fields)
+    for start in range(0, len(rows), cut):
+        yield raw.slice(start, cut)
+
+
+def kept(compiled_: Measurement, rows: Sequence[Raw], cut: int, salt: bytes) -> Bounded:
+    """What bounding keeps of rows that come in such batches."""
+    state = compiled_.bounding(salt)
+    for batch in batches(rows, cut):
+        typed, _ = decode(batch, compiled_.plan.events.columns)
+        state.add(read_events(compiled_.plan, compiled_.vectors, typed).rows)
+    return state.kept()
+
+
+def exact(compiled_: Measurement, bounded: Bounded, keys: Sequence[str]) -> dict[str, Int64s]:
+    """The exact vectors over these keys, all of them passing; a key that nobody has counts zero."""
+    if compiled_.selection is None:
+        return compiled_.exact(bounded)
+    vectors = compiled_.exact(bounded, np.arange(len(bounded.keys), dtype=np.int64))
+    vectors["selection"] = units_of_keys(bounded)
+    place = [keys.index(key) for key in bounded.keys]
+    out = {}
+    for name, vector in vectors.items():
+        shape = (1 if name == "selection" else n_cells(compiled_.plan), *vector.shape[1:])
+        out[name] = np.zeros((len(keys), *shape), np.int64)
+        out[name][place] = vector.reshape(len(place), *shape)
+    return out
+
+
+def declared(compiled_: Measurement) -> dict[str, Sensitivity]:
+    """What the room says of each vector, and of the selection of keys."""
+    says = {vector.name: sensitivity_of(compiled_.plan, vector) for vector in compiled_.vectors}
+    if compiled_.selection is not None:
+        says["selection"] = units_sensitivity(measurement.touched(compiled_.plan))
+    return says
+
+
+def moved(
+    compiled_: Measurement, less: Sequence[Raw], more: Sequence[Raw], cuts: tuple[int, int], salt: bytes = SALT
+) -> dict[str, Int64s]:
+    """How far each value of each vector moves between two inputs."""
+    one, other = kept(compiled_, less, cuts[0], salt), kept(compiled_, more, cuts[1], salt)
+    keys = sorted({*one.keys, *other.keys})
+    before, after = exact(compiled_, one, keys), exact(compiled_, other, keys)
+    return {name: np.abs(after[name] - before[name]) for name in before}
+
+
+def overruns(compiled_: Measurement, moves: dict[str, Int64s]) -> list[str]:
+    """The vectors that moved farther than declared, in one value, in the sum, or in the root of squares."""
+    too_far = []
+    for name, says in declared(compiled_).items():
+        by = moves[name].astype(object).ravel()
+        if by.size and (
+            by.max() > says.linf or by.sum() > says.l1 or (by * by).sum() > says.cells * says.levels * says.linf**2
+        ):
+            too_far.append(name)
+    return too_far
+
+
+pairs = st.tuples(raws(strange.units, 12), raws(st.just(MINE), 14), st.integers(0, 30), st.permutations(range(60)))
+cuts = st.tuples(st.sampled_from([1, 2, 5, 100]), st.sampled_from([1, 3, 100]))
+
+
+def together(others: list[Raw], mine: list[Raw], order: Sequence[int]) -> list[Raw]:
+    """Both, mixed."""
+    mixed = [*others, *mine]
+    return [mixed[i] for i in order if i < len(mixed)] + mixed[len(order) :]
+
+
+@pytest.fixture(autouse=True)
+def _merging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounding truncates after every few rows."""
+    monkeypatch.setattr(bound, "MERGE_ROWS", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", KEYS)
+@settings(max_examples=200)
+@given(pair=pairs, cut=cuts)
+def test_no_unit_moves_a_vector_farther_than_declared(keys: str, pair: Any, cut: tuple[int, int]) -> None:
+    """Guarantee: in l-infinity, l1 and l2, for every kind of metric and the selection, whatever the unit sends."""
+    others, mine, _, order = pair
+    plan = compiled(keys)
+    assert overruns(plan, moved(plan, others, together(others, mine, order), cut)) == []
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(others=raws(strange.numbered, 12), mine=raws(st.just("7"), 14), cut=cuts)
+def test_no_numbered_unit_moves_a_vector_farther(others: list[Raw], mine: list[Raw], cut: tuple[int, int]) -> None:
+    """The same where units are integers, extreme ones and those that are none among them."""
+    plan = compiled("public", unit="integer")
+    assert overruns(plan, moved(plan, others, others[:5] + mine + others[5:], cut)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", ["public", "discovered"])
+@settings(max_examples=100)
+@given(
+    others=raws(strange.units, 12),
+    mine=st.builds(Raw, u=strange.units, k=strange.keys, x=strange.values, t=strange.times),
+    cut=cuts,
+)
+def test_no_event_moves_a_vector_farther(keys: str, others: list[Raw], mine: Raw, cut: tuple[int, int]) -> None:
+    """The same where every event is its own unit: one row more or less."""
+    plan = compiled(keys, event=True)
+    assert overruns(plan, moved(plan, others, [mine, *others], cut)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", KEYS)
+@settings(max_examples=100)
+@given(rows=raws(strange.units | st.just(MINE), 20), order=st.permutations(range(40)), cut=cuts)
+def test_order_and_cuts_move_nothing(keys: str, rows: list[Raw], order: list[int], cut: tuple[int, int]) -> None:
+    """Guarantee: the same rows in another order and other batches give the same vectors."""
+    plan = compiled(keys)
+    shuffled = together(rows, [], order)
+    assert all(not by.any() for by in moved(plan, rows, shuffled, cut).values())
+
+
+def busiest(x: str) -> list[Raw]:
+    """A unit that sends more than it may, of one value, everywhere."""
+    return [Raw(MINE, key, x) for key in ["a", "b", "", "é", "z"] for _ in range(MAX_ROWS + 2)]
+
+
+@pytest.mark.parametrize("keys", ["public", "discovered"])
+def test_every_bound_is_attained(keys: str) -> None:
+    """No noise is wasted: for each vector some unit moves it as far as declared, in all three norms."""
+    plan = compiled(keys)
+    attained = set()
+    for x in ("inf", "-inf", "0.25"):
+        for name, by in moved(plan, [Raw("a", "a", "1")], [Raw("a", "a", "1"), *busiest(x)], (1, 1)).items():
+            says = declared(plan)[name]
+            square = says.cells * says.levels * says.linf**2
+            if (by.max(), by.sum(), (by**2).sum()) == (says.linf, says.l1, square):
+                attained.add(name)
+    assert attained == set(declared(plan))
+
+
+# Mutants: each breaks one rule; the busiest units show it.
+
+
+def caught(keys: str = "public", *, only: str | None = None) -> list[str]:
+    """The vectors on which some unit overruns."""
+    plan = compiled.__wrapped__(keys, only=only)
+    others = [Raw("a", "a", "1"), Raw("b", "é", "2")]
+    found = {
+        name
+        for x in ("inf", "-inf", "0.25", "-50")
+        for name in overruns(plan, moved(plan, others, [*others, *busiest(x)], (3, 3)))
+    }
+    return sorted(found)
+
+
+@pytest.mark.parametrize("keys", ["public", "discovered"])
+def test_as_it_is_nothing_is_caught(keys: str) -> None:
+    """The check itself is quiet."""
+    assert caught(keys) == []
+
+
+@pytest.mark.parametrize("changed", [{"max_partitions": 1}, {"max_rows": 1}, {"max_rows": 10**6}])
+@pytest.mark.parametrize("keys", ["public", "discovered"])
+def test_other_bounds_are_caught(monkeypatch: pytest.MonkeyPatch, keys: str, changed: dict[str, int]) -> None:
+    """Mutants: L0 + 1; L-infinity + 1; no bound on rows. Totals and distinct units do not care about rows."""
+    honest = Bounding.__init__
+
+    def loose(self: Bounding, **options: Any) -> None:
+        honest(self, **{**options, **{name: options[name] + by for name, by in changed.items()}})
+
+    monkeypatch.setattr(Bounding, "__init__", loose)
+    says = declared(compiled(keys))
+    careless = {"m1", "m3", "selection"} if "max_rows" in changed else set()
+    assert set(caught(keys)) == set(says) - careless
+
+
+@pytest.mark.parametrize(
+    ("rule", "vectors"),
+    [
+        ("units_sensitivity", ["m1"]),
+        ("rows_sensitivity", ["m0", "m4_count"]),
+        ("sum_sensitivity", ["m2", "m4_sum"]),
+        ("squares_sensitivity", ["m5_squares"]),
+        ("totals_sensitivity", ["m3"]),
+        ("bins_sensitivity", ["m6", "m7"]),
+    ],
+)
+def test_a_sensitivity_one_too_small_is_caught(monkeypatch: pytest.MonkeyPatch, rule: str, vectors: list[str]) -> None:
+    """Mutants: each rule of `aggregate` claims one grid step less; that of units, whose step is 1, one cell less."""
+    honest = getattr(aggregate, rule)
+
+    def less(*args: Any) -> Sensitivity:
+        says: Sensitivity = honest(*args)
+        return replace(says, linf=says.linf - 1) if says.linf > 1 else replace(says, cells=says.cells - 1)
+
+    monkeypatch.setattr(measurement, rule, less)
+    assert caught() == vectors
+
+
+def test_a_tree_whose_levels_are_not_paid_for_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: l1 and l2 of a tree as if it were flat."""
+    honest = aggregate.bins_sensitivity
+    monkeypatch.setattr(measurement, "bins_sensitivity", lambda cells, rows, _: honest(cells, rows, 1))
+    assert caught() == ["m7"]
+
+
+def test_clipping_after_the_sum_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: a unit's total meets the others' before it is clipped."""
+    mutants.clipped_after_the_sum(monkeypatch)
+    assert caught(only=KINDS[3]) == ["m0"]
+
+
+def test_a_value_that_is_not_clipped_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: values below the lower bound are added up as they are."""
+    monkeypatch.setattr(measurement, "sum_values", lambda cell, values, n: aggregate.sum_values(cell, values * 2, n))
+    assert caught(only=KINDS[2]) == ["m0"]
+
+
+def test_a_unit_hash_of_16_bits_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: units are told apart by 16 bits alone; of two that share them, one takes the other's place.
+
+    Twenty salts: under each, two cells of the four that they have together are kept in place of all.
+    """
+    plan = compiled("public", only=KINDS[0])
+    less, twin = (
+        [Raw(name, key, "1") for key in keys for _ in range(MAX_ROWS)]
+        for name, keys in zip(TWINS, ("ab", ["", "é"]), strict=True)
+    )
+
+    def overrun() -> bool:
+        salts = [f"a salt for tests {i}".encode() for i in range(20)]
+        return any(overruns(plan, moved(plan, less, [*less, *twin], (3, 3), salt)) for salt in salts)
+
+    assert not overrun()
+    mutants.units_by_16_bits(monkeypatch)
+    assert overrun()

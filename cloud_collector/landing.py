@@ -236,19 +236,21 @@ class Landing:
         with self._lock:
             taken, self._waiting = self._waiting, []
         group = [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
+        verdicts: list[list[Verdict]] | Exception
         try:
             verdicts = self._guarded(lambda: self._transact(lambda: [self._decide_all(one) for one in group]))
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits; the writer must live on
+            verdicts = error
+        with self._lock:  # before anyone is answered: who comes back at once finds the room that it left
+            self._queued -= sum(len(waiting.releases) for waiting in taken)
+            self._queued_bytes -= sum(waiting.bytes for waiting in taken)
+        if isinstance(verdicts, Exception):
             for waiting in group:
-                waiting.future.set_exception(error)
-        else:
-            for waiting, answer in zip(group, verdicts, strict=True):
-                waiting.future.set_result(answer)
-                _report(waiting, answer)
-        finally:
-            with self._lock:
-                self._queued -= sum(len(waiting.releases) for waiting in taken)
-                self._queued_bytes -= sum(waiting.bytes for waiting in taken)
+                waiting.future.set_exception(verdicts)
+            return
+        for waiting, answer in zip(group, verdicts, strict=True):
+            waiting.future.set_result(answer)
+            _report(waiting, answer)
 
     def _decide_all(self, waiting: _Waiting) -> list[Verdict]:
         return [self._decide(release, sealed) for release, sealed in waiting.releases]

@@ -201,7 +201,6 @@ class Series:
             integers = plan.events.columns[plan.privacy_unit.label] == "integer"
             without = pa.array(spent, type=pa.int64() if integers else pa.string())
             counted = Counted(period=period, units=set(bounding.units().to_pylist()).difference(spent))
-        bounded = bounding.kept(without=without)
         self.journal.charge(
             account=self.account.name,
             plan_hash=self.hash,
@@ -210,7 +209,7 @@ class Series:
             entry=self._entry(start, self.journal.attempts(self.hash, start)),
             counted=counted,
         )
-        noisy = self.measurement.release(bounded)
+        noisy = self.measurement.release(bounding.blocks(without=without))
         failpoint("noise_drawn")
         return noisy
 

@@ -37,6 +37,8 @@ from edge_agg.privacy.aggregate import (
 from edge_agg.privacy.bound import Bounded, Bounding
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import numpy.typing as npt
 
     from edge_agg.contract.plan import Plan
@@ -80,18 +82,30 @@ class Measurement:
             salt=salt,
         )
 
-    def release(self, bounded: Bounded) -> Noisy:
+    def release(self, parts: Iterable[Bounded]) -> Noisy:
         """Select keys where they are discovered, aggregate, and add fresh noise: once for each charge.
+
+        Args:
+            parts: what was kept, cut between units.
 
         Guarantee: `charge.rho`-zCDP, approximate with `charge.delta`, under add/remove of all rows of one privacy unit
         in this window at this agent. Given the keys that passed, the vectors have a public shape, so their noise
         composes with the selection's.
         """
         if self.selection is None:
-            return Noisy(columns=self.draw(self.exact(bounded)), keys=None)
-        found = self._select(self.selection, bounded)
-        keys = Keys(self.selection.partition, [bounded.keys[i] for i in found])
-        return Noisy(columns=self.draw(self.exact(bounded, found)), keys=keys)
+            return Noisy(columns=self.draw(self._added_up(parts)), keys=None)
+        held = list(parts)
+        found = self._select(self.selection, held)
+        keys = Keys(self.selection.partition, [held[0].keys[i] for i in found])
+        return Noisy(columns=self.draw(self._added_up(held, found)), keys=keys)
+
+    def _added_up(self, parts: Iterable[Bounded], found: Int64s | None = None) -> dict[str, Int64s]:
+        """The exact vectors of all parts together: each unit lies in one part, and vectors add."""
+        whole: dict[str, Int64s] = {}
+        for part in parts:
+            for name, vector in self.exact(part, found).items():
+                whole[name] = whole[name] + vector if name in whole else vector
+        return whole
 
     def exact(self, bounded: Bounded, found: Int64s | None = None) -> dict[str, Int64s]:
         """The exact vectors by name: int64[n_rows], and int64[n_rows, nodes] for bins. They never leave the device.
@@ -119,20 +133,21 @@ class Measurement:
             columns |= zip(vector.columns, noisy.T if noisy.ndim > 1 else [noisy], strict=True)
         return columns
 
-    def _select(self, spec: KeySpec, bounded: Bounded) -> Int64s:
+    def _select(self, spec: KeySpec, parts: Sequence[Bounded]) -> Int64s:
         """The keys whose noisy distinct units are strictly above the threshold, ascending by text.
 
         A key that bounding left without a unit takes no part: one unit can have any number of those, and delta pays for
         no more than it keeps.
         """
-        units = units_of_keys(bounded)
+        texts = parts[0].keys
+        units = np.sum([units_of_keys(part) for part in parts], axis=0)
         held: Int64s = np.flatnonzero(units)
         noisy = noise.draw(spec.mechanism, spec.scale, units[held])
         passed = np.flatnonzero(noisy > spec.threshold).tolist()
         # More than a release can hold: the largest noisy ones, then by text, which is as public as they are.
-        passed.sort(key=lambda i: (-noisy[i], bounded.keys[int(held[i])]))
+        passed.sort(key=lambda i: (-noisy[i], texts[int(held[i])]))
         found = held[passed[: max_keys(self.plan)]].tolist()
-        return np.array(sorted(found, key=lambda i: bounded.keys[i]), dtype=np.int64)
+        return np.array(sorted(found, key=lambda i: texts[i]), dtype=np.int64)
 
     def _aggregate(self, vector: Vector, bounded: Bounded, cell: Int64s, n_rows: int) -> Int64s:
         if vector.of == "units":

@@ -43,7 +43,7 @@ def released(plan: Plan, node: str, n: int, events: pl.DataFrame) -> Sealed:
     typed = [pa.array(events[name].to_list(), _TYPES[kind]) for name, kind in plan.events.columns.items()]
     batch = pa.record_batch(typed, names=list(plan.events.columns))
     bounding.add(read_events(plan, measurement.vectors, batch).rows)
-    noisy = measurement.release(bounding.kept())
+    noisy = measurement.release([bounding.kept()])
     payload = arrow.encode(noisy.columns, noisy.keys)
     header = Release(
         tenant="default",

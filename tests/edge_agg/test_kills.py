@@ -194,6 +194,7 @@ def test_another_order_would_be_caught(lives: Lives, tmp_path: Path, mutant: str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # a thousand lives take minutes, and many more where other work runs beside them
 def test_killed_at_random_instants_nothing_is_lost_or_doubled(lives: Lives, tmp_path: Path) -> None:
     """Guarantee: as above, over at least 1,000 kills at instants that nobody named and 500 windows."""
     chance = random.Random(20130107)

@@ -45,7 +45,7 @@ def test_the_size_of_many_cells_is_reckoned_from_few() -> None:
     keys = str([f"k{i}" for i in range(5_999)]).replace("'", '"')
     measurement = compile_plan(small_plan(COUNT, keys=keys))
     assert n_cells(measurement.plan) == 6_000
-    honest = len(arrow.encode(measurement.release(measurement.bounding(bytes(16)).kept()).columns))
+    honest = len(arrow.encode(measurement.release(measurement.bounding(bytes(16)).blocks()).columns))
     assert _payload_bytes(measurement) == pytest.approx(honest, rel=0.05)
 
 

@@ -379,12 +379,12 @@ def test_windows_that_count_everybody_would_be_caught(journal: Journal, monkeypa
     """Mutant: who is spent is asked and not left out; one unit then moves more draws than were paid for."""
     seen: list[list[int]] = []
     monkeypatch.setattr(noise, "draw", recorder(seen))
-    honest = Bounding.kept
+    honest = Bounding.blocks
 
     def everybody(self: Bounding, *, without: Any = None) -> Any:
         return honest(self, without=None)
 
-    monkeypatch.setattr(Bounding, "kept", everybody)
+    monkeypatch.setattr(Bounding, "blocks", everybody)
     plan = period_plan()
     series = restarted(journal, plan, every_week(4))
     for i in range(4):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from edge_agg.contract.cells import n_cells
 from edge_agg.contract.plan import parse_plan
 from edge_agg.ingest.decode import decode
-from edge_agg.privacy import aggregate, bound, measurement
+from edge_agg.privacy import aggregate, bound, measurement, noise, packed
 from edge_agg.privacy.aggregate import Sensitivity, units_sensitivity
 from edge_agg.privacy.bound import Bounding
 from edge_agg.privacy.measurement import Measurement, compile_plan, sensitivity_of, units_of_keys
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from edge_agg.privacy.bound import Bounded
 
     Int64s = npt.NDArray[np.int64]
+
+pytestmark = pytest.mark.slow
 
 SALT = b"a salt for tests"
 MINE, MAX_PARTITIONS, MAX_ROWS = "mine", 2, 3
@@ -162,11 +164,11 @@ def together(others: list[Raw], mine: list[Raw], order: Sequence[int]) -> list[R
 
 @pytest.fixture(autouse=True)
 def _merging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounding truncates after every few rows."""
+    """Bounding truncates after every few rows, and hands them on a few at a time."""
     monkeypatch.setattr(bound, "MERGE_ROWS", 4)
+    monkeypatch.setattr(packed, "BLOCK_ROWS", 4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keys", KEYS)
 @settings(max_examples=200)
 @given(pair=pairs, cut=cuts)
@@ -177,7 +179,6 @@ def test_no_unit_moves_a_vector_farther_than_declared(keys: str, pair: Any, cut:
     assert overruns(plan, moved(plan, others, together(others, mine, order), cut)) == []
 
 
-@pytest.mark.slow
 @settings(max_examples=200)
 @given(others=raws(strange.numbered, 12), mine=raws(st.just("7"), 14), cut=cuts)
 def test_no_numbered_unit_moves_a_vector_farther(others: list[Raw], mine: list[Raw], cut: tuple[int, int]) -> None:
@@ -186,7 +187,6 @@ def test_no_numbered_unit_moves_a_vector_farther(others: list[Raw], mine: list[R
     assert overruns(plan, moved(plan, others, others[:5] + mine + others[5:], cut)) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keys", ["public", "discovered"])
 @settings(max_examples=100)
 @given(
@@ -200,7 +200,6 @@ def test_no_event_moves_a_vector_farther(keys: str, others: list[Raw], mine: Raw
     assert overruns(plan, moved(plan, others, [mine, *others], cut)) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keys", KEYS)
 @settings(max_examples=100)
 @given(rows=raws(strange.units | st.just(MINE), 20), order=st.permutations(range(40)), cut=cuts)
@@ -209,6 +208,22 @@ def test_order_and_cuts_move_nothing(keys: str, rows: list[Raw], order: list[int
     plan = compiled(keys)
     shuffled = together(rows, [], order)
     assert all(not by.any() for by in moved(plan, rows, shuffled, cut).values())
+
+
+@settings(max_examples=30)
+@given(rows=raws(strange.units, 20))
+def test_what_the_noise_is_added_to_is_what_was_measured(rows: list[Raw]) -> None:
+    """The windows' way, part by part, adds up to the vectors that the other tests look at."""
+    plan, state = compiled("public"), compiled("public").bounding(SALT)
+    for batch in batches(rows, 7):
+        typed, _ = decode(batch, plan.plan.events.columns)
+        state.add(read_events(plan.plan, plan.vectors, typed).rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise, "draw", lambda mechanism, scale, exact: exact)
+        released = plan.release(state.blocks()).columns
+    whole = plan.exact(state.kept())
+    columns = {vector.name: [released[name] for name in vector.columns] for vector in plan.vectors}
+    assert all((np.stack(columns[name], axis=-1).ravel() == whole[name].ravel()).all() for name in whole)
 
 
 def busiest(x: str) -> list[Raw]:

@@ -501,7 +501,7 @@ def threshold_at(compiled: Measurement, threshold: int) -> Measurement:
 
 def passed(compiled: Measurement, bounded: Bounded) -> list[str]:
     """The keys that leave."""
-    keys = compiled.release(bounded).keys
+    keys = compiled.release([bounded]).keys
     assert keys is not None
     return list(keys.texts)
 
@@ -527,7 +527,7 @@ def test_only_keys_strictly_above_the_threshold_leave_sorted_with_all_their_cell
     at = selection.threshold
     held = {"zz": at + 1, "on": at, "b": at + 5, "under": at - 1, "Ä": at + 1}
     compiled, bounded = selecting(plan, rows_of, keyed_rows(event, held), salt)
-    noisy = compiled.release(bounded)
+    noisy = compiled.release([bounded])
     assert noisy.keys == ("key", ["b", "zz", "Ä"])
     counts = [2 * (at + 5)] * 2 + [0] + ([2 * (at + 1)] * 2 + [0]) * 2
     assert noisy.columns["m0"].tolist() == counts
@@ -546,7 +546,7 @@ def test_a_release_without_keys_has_every_column_and_no_row(
     """No key, or none that passed: nothing but the shape leaves, whatever the metrics."""
     plan = plan_of(kind, discover=DISCOVER)
     compiled, bounded = selecting(plan, rows_of, keyed_rows(event, {f"k{i}": 1 for i in range(rows)}), salt)
-    noisy = threshold_at(compiled, 2**40).release(bounded)
+    noisy = threshold_at(compiled, 2**40).release([bounded])
     assert noisy.keys == ("key", [])
     assert {name: len(column) for name, column in noisy.columns.items()} == dict.fromkeys(payload_columns(plan), 0)
 

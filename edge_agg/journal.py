@@ -144,7 +144,9 @@ class Journal:
             os.close(os.open(folder / "journal.sqlite", os.O_CREAT | os.O_RDWR, 0o600))
             db = apsw.Connection(str(folder / "journal.sqlite"))
             db.set_busy_timeout(2000)
-            db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON")
+            db.execute(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA secure_delete=ON"
+            )
             version = db.execute("PRAGMA user_version").get
             if version == 0:
                 with db:

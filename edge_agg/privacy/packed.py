@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     Bools = npt.NDArray[np.bool_]
     UInt64s = npt.NDArray[np.uint64]
+    Words = npt.NDArray[np.uint64] | npt.NDArray[np.uint32]
 
 BLOCK_ROWS = 1 << 15
 """Rows worked on at once."""
+_NARROW_BITS = 32
 _GROWTH = 4
 """Of the room for rows, whenever there is too little; what was never written to takes no memory."""
 
@@ -44,7 +46,7 @@ class Packed:
             merge_rows: at least so many rows wait before they are merged; a merge costs one sort of all.
         """
         self._max_partitions, self._max_rows, self._merge_rows = max_partitions, max_rows, merge_rows
-        self._place_bits, self._tail_bits = np.uint64(place_bits), np.uint64(tail_bits)
+        self._place_bits, self._tail_bits = place_bits, tail_bits
         self._rows = np.empty(0, np.uint64)
         self._kept = self.size = 0
 
@@ -54,10 +56,10 @@ class Packed:
         if size > len(self._rows):
             self._resize(max(size, _GROWTH * len(self._rows)))
         word = self._rows[self.size : size]
-        np.left_shift(unit, self._place_bits, out=word)
+        np.left_shift(unit, np.uint64(self._place_bits), out=word)
         word |= place
         if tail is not None:
-            word <<= self._tail_bits
+            word <<= np.uint64(self._tail_bits)
             word |= tail
         self.size = size
         if size - self._kept >= self._merge_at():
@@ -67,9 +69,8 @@ class Packed:
         """Sort and truncate."""
         if self.size == self._kept:
             return
-        self._sort()
         kept = 0
-        for block in self._blocks():
+        for block in self._blocks(self._sorted()):
             rows = self._truncated(block)
             self._rows[kept : kept + len(rows)] = rows
             kept += len(rows)
@@ -78,28 +79,31 @@ class Packed:
     def blocks(self) -> Iterator[tuple[UInt64s, npt.NDArray[np.uint32], UInt64s, Bools]]:
         """What is kept, in blocks of whole units: unit, place, tail, and whether a row is its cell's first."""
         self.merge()
-        for block in self._blocks():
-            group = block >> self._tail_bits
-            place = (group & ((np.uint64(1) << self._place_bits) - np.uint64(1))).astype(np.uint32)
-            tail = block & ((np.uint64(1) << self._tail_bits) - np.uint64(1))
-            yield group >> self._place_bits, place, tail, starts(group)
+        place_mask, tail_mask = (np.uint64((1 << bits) - 1) for bits in (self._place_bits, self._tail_bits))
+        for block in self._blocks(self._rows[: self.size]):
+            group = block >> np.uint64(self._tail_bits)
+            place = (group & place_mask).astype(np.uint32)
+            yield group >> np.uint64(self._place_bits), place, block & tail_mask, starts(group)
 
     def recode(self, codes_of: Callable[[UInt64s], UInt64s]) -> None:
         """Give every row's unit another code."""
-        shift = self._place_bits + self._tail_bits
+        shift = np.uint64(self._unit_shift)
         for start in range(0, self.size, BLOCK_ROWS):
             rows = self._rows[start : min(start + BLOCK_ROWS, self.size)]
-            rows ^= ((codes_of(rows >> shift)) << shift) ^ ((rows >> shift) << shift)
+            unit = rows >> shift
+            rows ^= (unit ^ codes_of(unit)) << shift
         self._kept = 0
 
-    def _sort(self) -> None:
-        rows = self._rows[: self.size]
-        if rows.max() >> np.uint64(32):
-            rows.sort()
-        else:  # half the width, half the time
-            narrow = rows.astype(np.uint32)
-            narrow.sort()
-            rows[:] = narrow
+    @property
+    def _unit_shift(self) -> int:
+        return self._place_bits + self._tail_bits
+
+    def _sorted(self) -> Words:
+        rows: Words = self._rows[: self.size]
+        if self._unit_shift < _NARROW_BITS and int(rows.max()) < 1 << _NARROW_BITS:
+            rows = rows.astype(np.uint32)  # half the width, half the time
+        rows.sort()
+        return rows
 
     def _merge_at(self) -> int:
         return max(self._merge_rows, self._kept)
@@ -110,34 +114,28 @@ class Packed:
         held[: self.size] = self._rows[: self.size]
         self._rows = held
 
-    def _blocks(self) -> Iterator[UInt64s]:
-        rows, shift = self._rows[: self.size], self._place_bits + self._tail_bits
+    def _blocks(self, rows: Words) -> Iterator[Words]:
+        """Cut sorted rows between units."""
+        others = rows.dtype.type((1 << self._unit_shift) - 1)
         start = 0
         while start < len(rows):
             stop = min(start + BLOCK_ROWS, len(rows))
             if stop < len(rows):
-                unit = rows[stop] >> shift
-                stop = start + int(np.searchsorted(rows[start:stop], unit << shift))
+                last = rows[stop] | others  # of the unit that stands there
+                stop = start + int(np.searchsorted(rows[start:stop], last ^ others))
                 if stop == start:  # a unit of more rows than a block
-                    past = (unit << shift) | ((np.uint64(1) << shift) - np.uint64(1))
-                    stop = start + int(np.searchsorted(rows[start:], past, side="right"))
+                    stop = start + int(np.searchsorted(rows[start:], last, side="right"))
             yield rows[start:stop]
             start = stop
 
-    def _truncated(self, block: UInt64s) -> UInt64s:
-        group = block >> self._tail_bits
-        keep = np.ones(len(block), np.bool_)
-        limit = self._max_rows
-        np.not_equal(group[limit:], group[:-limit], out=keep[limit:])
+    def _truncated(self, block: Words) -> Words:
+        width = block.dtype.type
+        group = block >> width(self._tail_bits) if self._tail_bits else block
         new = starts(group)
-        unit = group[np.flatnonzero(new)] >> self._place_bits
-        limit = self._max_partitions
-        if len(unit) > limit:
-            within = np.ones(len(unit), np.bool_)
-            np.not_equal(unit[limit:], unit[:-limit], out=within[limit:])
-            if not within.all():
-                keep &= within.take(np.cumsum(new) - 1, mode="clip")
-        return np.compress(keep, block)
+        unit = np.compress(new, group) >> width(self._place_bits)
+        keep = within(group, new, unit, max_rows=self._max_rows, max_partitions=self._max_partitions)
+        kept: Words = np.compress(keep, block)
+        return kept
 
 
 def starts(sorted_keys: npt.NDArray[np.integer]) -> Bools:
@@ -145,3 +143,24 @@ def starts(sorted_keys: npt.NDArray[np.integer]) -> Bools:
     begins = np.ones(len(sorted_keys), np.bool_)
     np.not_equal(sorted_keys[1:], sorted_keys[:-1], out=begins[1:])
     return begins
+
+
+def within(
+    group: npt.NDArray[np.integer], new: Bools, unit: npt.NDArray[np.integer], *, max_rows: int, max_partitions: int
+) -> Bools:
+    """Which of some sorted rows are within the limits.
+
+    Args:
+        group: each row's unit and cell, as one number.
+        new: where a group begins.
+        unit: each group's unit.
+        max_rows: L-infinity.
+        max_partitions: L0.
+    """
+    keep = np.ones(len(group), np.bool_)
+    np.not_equal(group[max_rows:], group[:-max_rows], out=keep[max_rows:])
+    stays = np.ones(len(unit), np.bool_)
+    np.not_equal(unit[max_partitions:], unit[:-max_partitions], out=stays[max_partitions:])
+    if not stays.all():
+        keep &= stays.take(np.cumsum(new) - 1, mode="clip")
+    return keep

@@ -112,9 +112,8 @@ def state(measurement: Measurement, budget: Budget, delta: float) -> Statement:
         rooms.append(math.floor(budget.delta / (charge.delta * counted)))
     windows = min(rooms) * counted
     pure = None
-    if measurement.specs[0].mechanism is Mechanism.LAPLACE:
-        selected = 0.0 if measurement.selection is None else measurement.selection.loss
-        pure = math.fsum([*(spec.loss for spec in measurement.specs), selected])
+    if measurement.specs[0].mechanism is Mechanism.LAPLACE and measurement.selection is None:
+        pure = math.fsum(spec.loss for spec in measurement.specs)
     kept = delta - float(budget.delta)
 
     def composed(times: int) -> Loss:

@@ -4,8 +4,8 @@ Place: under `codes`.
 Invariants: a key that is in the table is always found; a code that is found may be another key's, if both share a
 slot's way and the half of the key that is not in the slot's number, so whoever asks compares ids.
 
-Open addressing with linear probing, never more than half full. A slot is one word: the upper half of the key, and the
-code; its number comes from the lower half of the key.
+Open addressing, in steps of 1, 2, 3 .. slots, which come to all of them; never more than half full. A slot is one word:
+the upper half of the key, and the code; its number comes from the lower half of the key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 ABSENT = np.uint64(0xFFFFFFFF)
 """The code of what is not there, and of an empty slot."""
 _LEAST_SLOTS = 1 << 12
-_HALF = np.uint64(32)
+_ROOM = 2
+"""Slots there are, at least, for each code."""
 _CODE = np.uint64(0xFFFFFFFF)
 _UPPER = ~_CODE
 
@@ -51,25 +52,25 @@ class Table:
         absent = np.flatnonzero(codes == ABSENT) if add else np.empty(0, np.intp)
         if not len(absent):
             return codes, absent
-        if (self._used + len(absent)) * 2 > len(self._slots):
+        if (self._used + len(absent)) * _ROOM > len(self._slots):
             self._grow(known, self._used + len(absent))
             slots[absent] = self._probe(keys[absent])[1]
         size, new = len(known), []
         while len(absent):
-            at, key = slots[absent], keys[absent]
-            rows = absent.view(np.uint64)
-            self._slots[at] = (key & _UPPER) | rows  # of rows that want one slot, the last gets it
-            won = absent[self._slots[at] & _CODE == rows]
+            at, key = slots.take(absent), keys.take(absent)
+            upper = key & _UPPER
+            self._slots[at] = upper | absent.view(np.uint64)  # of rows that want one slot, the last gets it
+            won = np.flatnonzero(self._slots.take(at) & _CODE == absent.view(np.uint64))
             given = np.arange(size, size + len(won), dtype=np.uint64)
-            self._slots[slots[won]] = (keys[won] & _UPPER) | given
-            new.append(won)
+            self._slots[at.take(won)] = upper.take(won) | given
+            new.append(absent.take(won))
             size += len(won)
-            there = self._slots[at]
-            same = (there ^ key) >> _HALF == 0
-            codes[absent[same]] = there[same] & _CODE
-            rest = absent[~same]
-            codes[rest], slots[rest] = self._probe(keys[rest])
-            absent = rest[codes[rest] == ABSENT]
+            there = self._slots.take(at)
+            codes[absent] = there & _CODE
+            there ^= key
+            rest = np.compress(there > _CODE, absent)  # another key got the slot
+            codes[rest], slots[rest] = self._probe(keys.take(rest))
+            absent = np.compress(codes.take(rest) == ABSENT, rest)
         rows_of_new = np.concatenate(new)
         self._used += len(rows_of_new)
         return codes, rows_of_new
@@ -81,25 +82,29 @@ class Table:
         found = self._slots.take(slots)
         codes = found & _CODE
         found ^= keys
-        found >>= _HALF
-        other = np.flatnonzero(found)
-        while len(other := other[codes[other] != ABSENT]):
-            at = (slots[other] + 1) & last
-            there = self._slots[at]
+        other = np.flatnonzero(found > _CODE)
+        turn = 0
+        while len(other := np.compress(codes.take(other) != ABSENT, other)):
+            turn += 1
+            at = (slots.take(other) + turn) & last
+            there = self._slots.take(at)
             slots[other], codes[other] = at, there & _CODE
-            other = other[(there ^ keys[other]) >> _HALF != 0]
+            there ^= keys.take(other)
+            other = np.compress(there > _CODE, other)
         return codes, slots
 
     def _grow(self, known: UInt64s, least: int) -> None:
-        codes = self._slots[self._slots != ABSENT] & _CODE
-        keys = known[codes.view(np.intp)]
-        self._slots = np.full(1 << (2 * least).bit_length(), ABSENT)
-        slots = keys & np.uint64(len(self._slots) - 1)
-        waiting = np.arange(len(codes))
+        codes = np.compress(self._slots != ABSENT, self._slots) & _CODE
+        keys = known.take(codes.view(np.intp))
+        self._slots = np.full(1 << (_ROOM * least).bit_length(), ABSENT)
+        last = len(self._slots) - 1
+        slots, words = (keys & np.uint64(last)).view(np.intp), (keys & _UPPER) | codes
+        waiting, turn = np.arange(len(codes)), 0
         while len(waiting):
-            at = slots[waiting].view(np.intp)
-            free = self._slots[at] == ABSENT
-            word = (keys[waiting] & _UPPER) | codes[waiting]
-            self._slots[at[free]] = word[free]
-            waiting = waiting[self._slots[at] != word]
-            slots[waiting] = (slots[waiting] + np.uint64(1)) & np.uint64(len(self._slots) - 1)
+            turn += 1
+            at = slots.take(waiting)
+            word = words.take(waiting)
+            free = np.flatnonzero(self._slots.take(at) == ABSENT)
+            self._slots[at.take(free)] = word.take(free)
+            waiting = np.compress(self._slots.take(at) != word, waiting)
+            slots[waiting] = (slots.take(waiting) + turn) & last

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_agg.privacy.packed import starts
+from edge_agg.privacy.packed import starts, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -98,19 +98,17 @@ class Wide:
             return
         rows = joined(self._parts)
         self._parts = []
-        rows = rows.take(self._order(rows))
-        new_unit = starts(rows.unit)
-        first = new_unit | starts(rows.place) | starts(rows.cell)
+        order = self._order(rows)
+        unit = rows.unit[order]
+        first = starts(unit) | starts(rows.place[order]) | starts(rows.cell[order])
         if rows.key is not None:
-            first |= starts(rows.key)
-        at = np.arange(len(first))
-        row_rank = at - np.maximum.accumulate(np.where(first, at, 0))
-        group: Int64s = np.cumsum(first)
-        group_rank = group - np.maximum.accumulate(np.where(new_unit, group, 0))
-        for total in rows.totals.values():
-            _gather(total, np.flatnonzero(first))
-        keep = np.flatnonzero((row_rank < self._max_rows) & (group_rank < self._max_partitions))
-        self._parts = [replace(rows.take(keep), first=first[keep])]
+            first |= starts(rows.key[order])
+        begins = np.flatnonzero(first)
+        keep = np.flatnonzero(
+            within(np.cumsum(first), first, unit[begins], max_rows=self._max_rows, max_partitions=self._max_partitions)
+        )
+        totals = {name: _whole(total[order], begins)[keep] for name, total in rows.totals.items()}
+        self._parts = [replace(rows.take(order[keep]), totals=totals, first=first[keep])]
         self._kept = self.size = len(keep)
 
     def _order(self, rows: Columns) -> Index:
@@ -118,7 +116,9 @@ class Wide:
         minor = list(rows.tail)
         if rows.key is not None:
             minor.insert(0, (self._ranks()[rows.key].astype(np.uint64) << np.uint64(32)) | rows.cell)
-        order: Index = np.lexsort(minor[::-1]) if minor else np.arange(len(rows.unit))
+        order: Index = np.argsort(minor[-1]) if minor else np.arange(len(rows.unit))
+        for word in minor[-2::-1]:
+            order = order[np.argsort(word[order], kind="stable")]
         bits, place_bits = (max(1, int(column.max())).bit_length() for column in (rows.unit, rows.place))
         index_bits = len(order).bit_length()
         if bits + place_bits + index_bits > _WORD_BITS:
@@ -131,11 +131,11 @@ class Wide:
         return order[word.view(np.intp)]
 
 
-def _gather(total: Int64s, first: Index) -> None:
-    """Add each group's values up on its first row, in place."""
-    sums = np.add.reduceat(total, first)
-    total[:] = 0
-    total[first] = sums
+def _whole(total: Int64s, begins: Index) -> Int64s:
+    """Each group's sum on its first row, 0 on the others."""
+    whole = np.zeros_like(total)
+    whole[begins] = np.add.reduceat(total, begins)
+    return whole
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

@@ -314,12 +314,12 @@ def broken_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def broken_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed.Packed, "_sort", lambda self: None)
+    monkeypatch.setattr(packed.Packed, "_sorted", lambda self: self._rows[: self.size])
     monkeypatch.setattr(wide.Wide, "_order", lambda self, rows: np.arange(len(rows.unit)))
 
 
 def broken_totals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "_gather", lambda total, first: None)
+    monkeypatch.setattr(wide, "_whole", lambda total, begins: total)
 
 
 MUTANTS: list[tuple[Kind, Callable[[pytest.MonkeyPatch], None]]] = [

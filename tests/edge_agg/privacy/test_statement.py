@@ -180,12 +180,12 @@ def test_a_budget_of_deltas_bounds_the_windows() -> None:
     assert said.horizon_site.delta <= 1e-5 * (1 + 1e-9)
 
 
-def test_a_pure_plan_with_keys_counts_their_selection() -> None:
-    """The pure epsilon is that of the vectors and of the selection."""
+def test_a_plan_that_selects_keys_is_not_called_pure() -> None:
+    """Laplace noise is pure, a selection of keys is not: it has a delta."""
     measurement = compile_plan(discovering(mechanism="laplace"))
     assert measurement.selection is not None
     said = state(measurement, budget_of(epsilon=1000.0, delta=1e-5, horizon=YEAR, discovery=1e-6), 1e-5)
-    assert said.window_site.pure == pytest.approx(measurement.specs[0].loss + measurement.selection.loss)
+    assert said.window_site.pure is None
 
 
 def periodic(max_windows: int, span: str, every: str = "1d") -> Plan:

@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 DEMO_PORT ?= 8815
 MARKS ?= not slow
+JOBS ?= 0
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
@@ -32,10 +33,10 @@ notebook: setup ## Jupyter on notebooks/quickstart.ipynb, over the store that th
 	$(BIN)/python -m examples.flights.notebook
 
 test: setup ## the fast tests
-	$(BIN)/python -m pytest -m "$(MARKS)"
+	$(BIN)/python -m pytest -m "$(MARKS)" -n $(JOBS)
 
 check: setup lint types imports proto-check ## what a change must pass: format, lint, types, rooms, proto, all tests
-	$(MAKE) test MARKS="slow or not slow"
+	$(MAKE) test MARKS="slow or not slow" JOBS=auto
 
 format: setup ## write the code the way `check` wants it
 	$(BIN)/ruff format .

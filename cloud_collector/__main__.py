@@ -65,16 +65,10 @@ def plans() -> None:
 def add_plan(plan: Path, nodes: tuple[str, ...], config: Path) -> None:
     """Register PLAN; a collector that runs takes its releases from then on."""
     from cloud_collector import config as settings
-    from cloud_collector.errors import ConfigInvalid
     from cloud_collector.plans import PlanRegistry
 
     with _coded():
-        registry = PlanRegistry(settings.load(config).plans_path)
-        try:
-            text = plan.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise ConfigInvalid("the plan file cannot be read") from None
-        added = registry.add(text, nodes)
+        added = PlanRegistry(settings.load(config).plans_path).add_file(plan, nodes)
         click.echo(f"registered {added.plan.name} version {added.plan.version}, {added.hash.hex()[:12]}")
 
 

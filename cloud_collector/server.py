@@ -102,11 +102,9 @@ def _registry(config: Config) -> PlanRegistry:
     registry = PlanRegistry(config.plans_path)
     for entry in config.plans:
         try:
-            registry.add(entry.path.read_text(encoding="utf-8"), entry.nodes)
+            registry.add_file(entry.path, entry.nodes)
         except PlanInvalid as error:
             raise ConfigInvalid(f"{entry.path.name}: {error}") from None
-        except (OSError, UnicodeDecodeError):
-            raise ConfigInvalid(f"{entry.path.name}: the plan file cannot be read") from None
     return registry
 
 

@@ -12,6 +12,7 @@ together). Rows are sorted by unit, place, priority, and truncated by rank.
 
 | file | job |
 |---|---|
+| `bounded.py` | what goes in, what comes out |
 | `permutation.py` | keys of ids, places of cells |
 | `codes.py`, `table.py`, `ids.py`, `units.py` | ids as small numbers, exactly |
 | `layout.py` | priority and readings as words |
@@ -21,13 +22,14 @@ together). Rows are sorted by unit, place, priority, and truncated by rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from edge_agg.contract.plan import MAX_UNITS
+from edge_agg.privacy.bounded import Bounded, Rows
 from edge_agg.privacy.codes import Codes
 from edge_agg.privacy.layout import Layout
 from edge_agg.privacy.packed import Packed, starts
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     Int64s = npt.NDArray[np.int64]
     UInt64s = npt.NDArray[np.uint64]
 
+__all__ = ["Bounded", "Bounding", "Rows"]
+
 MERGE_ROWS = 1 << 21
 """Rows that wait, at least, before they are merged into the state."""
 BATCH_ROWS = 1 << 16
@@ -53,56 +57,6 @@ _UNIT_BITS = (MAX_UNITS - 1).bit_length()
 _ODD = np.uint64(0xD6E8FEB86659FD93)
 _KEY_PLACE_BITS = 24
 """Width of a discovered key's place; where two keys of a unit tie in it, their texts decide."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """Rows of one window, ready to be bounded. All arrays have n_rows elements."""
-
-    unit: pa.Array | None
-    """Each row's privacy unit: string, large_string, int64, or a dictionary of them, without nulls. None: every row is
-    a unit of its own, and there is nothing to bound."""
-    cell: Int64s
-    """Each row's public cell, in the order of `contract.cells`."""
-    key: pa.Array | None
-    """Each row's discovered key, a string or a dictionary of strings without nulls; None unless the plan discovers."""
-    time_us: Int64s
-    """Each row's event time; it only feeds the row's priority."""
-    readings: Mapping[str, Int64s]
-    """What each row's value was read as, by reading: a code from 0, or the reading's size where there is none."""
-    totals: Mapping[str, Int64s]
-    """What each row adds to a total that is bounded for its unit and cell as a whole, within 2**31 of 0: a sum cannot
-    wrap before one unit has 2**32 rows in one cell."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounded:
-    """The rows that were kept. All arrays have n_kept elements; a unit's rows lie together."""
-
-    cell: Int64s
-    key: Int64s | None
-    """Index into `keys`."""
-    keys: Sequence[str]
-    """The discovered keys of the kept rows, ascending; none unless the plan discovers."""
-    unit: UInt64s
-    """A code: equal exactly where the unit is the same."""
-    first: Bools
-    """Whether the row is the first of its unit in its cell (and key): exactly one is."""
-    readings: Mapping[str, Int64s]
-    totals: Mapping[str, Int64s]
-    """On the first row of a unit in a cell its whole total there, rows beyond the limit included; 0 on the others."""
-
-    def take(self, index: npt.NDArray[np.intp]) -> Bounded:
-        """Some of the rows, in their order."""
-        return Bounded(
-            cell=self.cell[index],
-            key=None if self.key is None else self.key[index],
-            keys=self.keys,
-            unit=self.unit[index],
-            first=self.first[index],
-            readings={name: codes[index] for name, codes in self.readings.items()},
-            totals={name: total[index] for name, total in self.totals.items()},
-        )
 
 
 class Bounding:
@@ -167,7 +121,7 @@ class Bounding:
             OverflowError: more privacy units in one window than the proof that no sum overflows allows.
         """
         for start in range(0, len(rows.cell), BATCH_ROWS):
-            part = rows if len(rows.cell) <= BATCH_ROWS else _slice(rows, start)
+            part = rows if len(rows.cell) <= BATCH_ROWS else rows.slice(start, BATCH_ROWS)
             if part.unit is None:
                 self._add_alone(part)
             else:
@@ -330,15 +284,3 @@ def _left(parts: Iterator[Columns], without: UInt64s) -> Iterator[Columns]:
     for part in parts:
         keep = np.flatnonzero(~np.isin(part.unit, without))
         yield part if len(keep) == len(part.unit) else part.take(keep)
-
-
-def _slice(rows: Rows, start: int) -> Rows:
-    stop = start + BATCH_ROWS
-    return Rows(
-        unit=None if rows.unit is None else rows.unit.slice(start, BATCH_ROWS),
-        cell=rows.cell[start:stop],
-        key=None if rows.key is None else rows.key.slice(start, BATCH_ROWS),
-        time_us=rows.time_us[start:stop],
-        readings={name: codes[start:stop] for name, codes in rows.readings.items()},
-        totals={name: total[start:stop] for name, total in rows.totals.items()},
-    )

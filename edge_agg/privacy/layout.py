@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WORD_BITS = 64
 _LEAST_PRIORITY_BITS, _MOST_PRIORITY_BITS = 12, 24
 """Rows tie in their priorities, and go by their readings, once in 2**bits pairs."""
-_WISHED_UNIT_BITS = 22
+_WISHED_UNIT_BITS = 24
 _LEAST_UNIT_BITS = 12
 _ODD = np.uint64(0xD6E8FEB86659FD93)
 

@@ -134,8 +134,7 @@ class Packed:
         new = starts(group)
         unit = np.compress(new, group) >> width(self._place_bits)
         keep = within(group, new, unit, max_rows=self._max_rows, max_partitions=self._max_partitions)
-        kept: Words = np.compress(keep, block)
-        return kept
+        return block.compress(keep)
 
 
 def starts(sorted_keys: npt.NDArray[np.integer]) -> Bools:

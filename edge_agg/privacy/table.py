@@ -1,8 +1,8 @@
 """A hash table from keys to dense codes, a whole array of keys at a time.
 
 Place: under `codes`.
-Invariants: a key that is in the table is always found; a code that is found may be another key's, if both share a
-slot's way and the half of the key that is not in the slot's number, so whoever asks compares ids.
+Invariants: a key that is in the table is always found; a code that is found may be another key's, if both share their
+upper half and a slot on their ways, so whoever asks compares ids.
 
 Open addressing, in steps of 1, 2, 3 .. slots, which come to all of them; never more than half full. A slot is one word:
 the upper half of the key, and the code; its number comes from the lower half of the key.

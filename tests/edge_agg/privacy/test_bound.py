@@ -383,6 +383,27 @@ def test_columns_keep_what_packed_words_keep(
     assert kept_by_unit(state.kept()) == kept == kept_by_unit(bounded([rows[::-1]], (2, 3)))
 
 
+@pytest.mark.parametrize("largest", [0, 19, 2**20 - 1, 2**20, 2**28 - 1])
+def test_short_words_are_sorted_as_long_ones_are(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    """Words that fit 32 bits are sorted in 32: that changes nothing, at either side of the limit."""
+    unit = pa.array([min(int(row.unit), 1) * largest for row in MANY])
+    zero = np.zeros(len(MANY), np.int64)
+    cell = np.array([row.cell for row in MANY])
+
+    def kept() -> list[tuple[int, int, bool]]:
+        state = window((2, 3), readings={})
+        for part in (slice(0, 200), slice(200, None)):
+            state.add(Rows(unit=unit[part], cell=cell[part], key=None, time_us=zero[part], readings={}, totals={}))
+            state._state.merge()
+        result = state.kept()
+        return list(zip(result.unit.tolist(), result.cell.tolist(), result.first.tolist(), strict=True))
+
+    short = kept()
+    monkeypatch.setattr(packed, "_NARROW_BITS", 0)
+    assert kept() == short
+    assert len(short) == 2 * 3 * len(set(unit.to_pylist()))
+
+
 def test_readings_that_fill_words_come_back() -> None:
     """A plan whose readings do not fit one word, or two, is bounded as well, and each code comes back as it was."""
     sizes = {f"r{i}": 2**33 + i for i in range(4)} | {"flag": 1, "row": 3}

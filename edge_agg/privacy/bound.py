@@ -55,7 +55,7 @@ BATCH_ROWS = 1 << 16
 """Rows worked on at once."""
 _UNIT_BITS = (MAX_UNITS - 1).bit_length()
 _ODD = np.uint64(0xD6E8FEB86659FD93)
-_KEY_PLACE_BITS = 24
+_KEY_PLACE_BITS = 20
 """Width of a discovered key's place; where two keys of a unit tie in it, their texts decide."""
 
 
@@ -164,7 +164,10 @@ class Bounding:
             yield from (self._bounded(part) for part in parts)
             return
         held = list(parts)
-        codes = np.unique(np.concatenate([part.key for part in held if part.key is not None]))
+        seen = np.zeros(len(self._keys), np.bool_)
+        for part in held:
+            seen[part.key] = True
+        codes = np.flatnonzero(seen)
         texts = self._keys.ids(codes.astype(np.uint64)).to_pylist()
         order = sorted(range(len(texts)), key=texts.__getitem__)
         place = np.empty(len(self._keys), np.int64)

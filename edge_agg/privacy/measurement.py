@@ -180,7 +180,9 @@ def units_of_keys(bounded: Bounded) -> Int64s:
     # A unit's rows lie together, so its number in that order tells it apart.
     number = np.zeros(len(bounded.unit), dtype=np.int64)
     np.cumsum(bounded.unit[1:] != bounded.unit[:-1], out=number[1:] if len(number) else None)
-    distinct = np.unique(number * n_keys + bounded.key)
+    pairs = (number * n_keys + bounded.key)[bounded.first]
+    pairs.sort()
+    distinct = pairs[np.flatnonzero(np.diff(pairs, prepend=-1))]
     return np.bincount(distinct % n_keys, minlength=len(bounded.keys)).astype(np.int64)[: len(bounded.keys)]
 
 

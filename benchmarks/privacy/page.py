@@ -16,6 +16,7 @@ from benchmarks.privacy.bars import FLAT, MAIN, NOISE, SCALE, bars
 from benchmarks.privacy.chart import chart
 from benchmarks.privacy.events import CATEGORY_EXPONENT, FLAT_EXPONENT, UNIT_EXPONENT
 from benchmarks.privacy.question import DELTA, EPSILON, MAX_PARTITIONS, MAX_ROWS, Case
+from benchmarks.privacy.registry import SYSTEMS
 from benchmarks.privacy.result import Results, load
 from benchmarks.privacy.truth import FREQUENT
 
@@ -131,7 +132,7 @@ def _page(results: Results) -> str:
         unit_exponent=UNIT_EXPONENT,
         flat_exponent=FLAT_EXPONENT,
         category_exponent=CATEGORY_EXPONENT,
-        repeats=max((len(one.readings) for (name, _, _), one in results.items() if name == "ours"), default=0),
+        repeats=_repeats(results),
         machine=_machine(),
         versions=", ".join(f"{name} {version(name)}" for name in ("polars", "duckdb", "pyarrow", "numpy", "opendp")),
         cost=tables.cost(results, LARGE),
@@ -146,6 +147,12 @@ def _page(results: Results) -> str:
         ),
         bounds=tables.bounds(),
     )
+
+
+def _repeats(results: Results) -> str:
+    """How often the local systems ran: not every stored result need be of one run of the benchmark."""
+    counts = {len(one.readings) for (name, _, _), one in results.items() if SYSTEMS[name].kind != "peer"}
+    return f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
 
 
 def _scale(results: Results) -> str:

@@ -113,22 +113,34 @@ class Wide:
 
     def _order(self, rows: Columns) -> Index:
         """Sort by unit, place, text of the key, cell, tail."""
-        minor = list(rows.tail)
-        if rows.key is not None:
-            minor.insert(0, (self._ranks()[rows.key].astype(np.uint64) << np.uint64(32)) | rows.cell)
-        order: Index = np.argsort(minor[-1]) if minor else np.arange(len(rows.unit))
-        for word in minor[-2::-1]:
+        order: Index = np.argsort(rows.tail[-1]) if rows.tail else np.arange(len(rows.unit))
+        for word in rows.tail[-2::-1]:
             order = order[np.argsort(word[order], kind="stable")]
         bits, place_bits = (max(1, int(column.max())).bit_length() for column in (rows.unit, rows.place))
         index_bits = len(order).bit_length()
         if bits + place_bits + index_bits > _WORD_BITS:
-            return order[np.lexsort((rows.place[order], rows.unit[order]))]
-        # One bare sort of unit, place and index costs an eighth of an argsort.
-        word = ((rows.unit << np.uint64(place_bits)) | rows.place)[order] << np.uint64(index_bits)
-        word |= np.arange(len(order), dtype=np.uint64)
-        word.sort()
-        word &= np.uint64((1 << index_bits) - 1)
-        return order[word.view(np.intp)]
+            order = order[np.lexsort((rows.place[order], rows.unit[order]))]
+        else:  # one bare sort of unit, place and index costs an eighth of an argsort
+            word = ((rows.unit << np.uint64(place_bits)) | rows.place)[order] << np.uint64(index_bits)
+            word |= np.arange(len(order), dtype=np.uint64)
+            word.sort()
+            word &= np.uint64((1 << index_bits) - 1)
+            order = order[word.view(np.intp)]
+        return order if rows.key is None else self._untied(rows, rows.key, order)
+
+    def _untied(self, rows: Columns, key: npt.NDArray[np.int32], order: Index) -> Index:
+        """Where keys or cells of a unit share a place, which is rare: by text, then cell, then as they stand."""
+        begins = starts(rows.unit[order]) | starts(rows.place[order])
+        mixed = (starts(key[order]) | starts(rows.cell[order])) & ~begins
+        if not mixed.any():
+            return order
+        run = np.cumsum(begins)
+        shared = np.zeros(run[-1] + 1, np.bool_)
+        shared[run[mixed]] = True
+        at = np.flatnonzero(shared[run])
+        tied = order[at]
+        order[at] = tied[np.lexsort((rows.cell[tied], self._ranks()[key[tied]], run[at]))]
+        return order
 
 
 def _whole(total: Int64s, begins: Index) -> Int64s:

@@ -24,7 +24,9 @@ bench-privacy: setup ## cost and accuracy against the plain group-by and bounded
 	$(BIN)/python -m benchmarks.privacy
 
 bench-peers: setup ## the same questions to other systems, each in its own environment; takes hours
-	$(BIN)/python -m benchmarks.privacy --peers
+	$(BIN)/python -m benchmarks.privacy.environments
+	$(BIN)/python -m benchmarks.privacy --peers --missing
+	$(BIN)/python -m benchmarks.privacy.page
 
 demo: setup ## the main job on real flights: three agents, a collector, a table, a chart
 	DEMO_PORT=$(DEMO_PORT) $(BIN)/python -m examples.flights.demo

@@ -42,7 +42,7 @@ from tests.fakes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
 
     from edge_agg.privacy.bound import Bounded
@@ -467,9 +467,10 @@ class FrozenSelection:
         self.answers: list[list[str]] = []
         self.replayed: Iterator[list[str]] | None = None
 
-    def __call__(self, bounded: Bounded) -> Any:
+    def __call__(self, parts: Sequence[Bounded]) -> Any:
         """Answer with indices, ascending by text."""
-        held = {key: i for i, key in enumerate(bounded.keys) if units_of_keys(bounded)[i]}
+        units = np.sum([units_of_keys(part) for part in parts], axis=0)
+        held = {key: i for i, key in enumerate(parts[0].keys) if units[i]}
         if self.replayed is None:
             self.answers.append(sorted({"a", "b"} & held.keys()))
             return np.array([held[key] for key in self.answers[-1]], dtype=np.int64)
@@ -482,7 +483,7 @@ def neighbours(
     """Record on one, then replay on the other, which has all its rows."""
     selection = FrozenSelection()
     with monkeypatch.context() as patch:
-        patch.setattr(Measurement, "_select", lambda self, spec, bounded: selection(bounded))
+        patch.setattr(Measurement, "_select", lambda self, spec, parts: selection(parts))
         first = record(tmp_path, monkeypatch, "one", one, **options)
         selection.replayed = iter(selection.answers)
         return [first, record(tmp_path, monkeypatch, "other", other, **options)]
@@ -573,11 +574,11 @@ def test_the_replay_sees_keys_that_did_not_pass(tmp_path: Path, monkeypatch: pyt
     assert first == second
     honest = FrozenSelection.__call__
 
-    def by_units(self: FrozenSelection, bounded: Bounded) -> Any:
-        found = honest(self, bounded)[::-1]
-        return found[np.argsort(-units_of_keys(bounded)[found], kind="stable")]
+    def by_units(self: FrozenSelection, parts: Sequence[Bounded]) -> Any:
+        found = honest(self, parts)[::-1]
+        return found[np.argsort(-units_of_keys(parts[0])[found], kind="stable")]
 
-    for name, mutant in (("every", lambda self, bounded: np.arange(len(bounded.keys))), ("order", by_units)):
+    for name, mutant in (("every", lambda self, parts: np.arange(len(parts[0].keys))), ("order", by_units)):
         with monkeypatch.context() as patch:
             patch.setattr(FrozenSelection, "__call__", mutant)
             first, second = neighbours(tmp_path / name, monkeypatch, few, more)

@@ -49,6 +49,8 @@ _ARROW: Mapping[ColumnType, pa.DataType] = {
     "boolean": pa.bool_(),
 }
 _TEXT = {pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()}
+_BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+_VIEWS = {pa.string_view(), pa.binary_view()}
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -96,7 +98,7 @@ def decode(raw: pa.RecordBatch, columns: Mapping[str, ColumnType]) -> tuple[pa.R
 def _convert(held: pa.Array, wanted: ColumnType) -> tuple[pa.Array, Flags | None]:
     """Typed values, and which rows hold a value of the wrong type; None if none does."""
     if pa.types.is_dictionary(held.type):
-        held = held.dictionary_decode()
+        held = _looked_up(held)
     if pa.types.is_null(held.type):
         return pa.nulls(len(held), _ARROW[wanted]), None
     if not held.null_count and len(held) and (values := _as_held(held, wanted)) is not None:
@@ -131,14 +133,45 @@ def _is_short_ascii(held: pa.StringArray | pa.LargeStringArray) -> bool:
 
 
 def _strings(held: pa.Array) -> Converted:
-    raw = held.cast(pa.binary())  # judges no UTF-8
-    wrong = np.asarray(pc.fill_null(pc.greater(pc.binary_length(raw), MAX_TEXT_BYTES), False))
-    raw = _without(raw, wrong)
+    # To binary, which judges no UTF-8. What is too long goes first: views can show one megabyte a thousand times.
+    if held.type in _VIEWS:
+        sizes, valid = _views(held)[:, 0], np.asarray(held.is_valid())
+        wrong = valid & (sizes > MAX_TEXT_BYTES)
+        held = _seen(held, _views(held), valid & ~wrong)
+    else:
+        wrong = np.asarray(pc.fill_null(pc.greater(pc.binary_length(held), MAX_TEXT_BYTES), False))
+        held = _without(held.cast(_BINARY.get(held.type, held.type)), wrong)
+    raw = held.cast(pa.binary())
     try:
         return raw.cast(pa.string()), wrong
     except pa.ArrowInvalid:  # somewhere in the batch: look at each
         garbled = np.array([not _is_utf8(value) for value in raw.to_pylist()], np.bool_)
         return _without(raw, garbled).cast(pa.string()), wrong | garbled
+
+
+def _looked_up(held: pa.DictionaryArray) -> pa.Array:
+    """A dictionary's values, row by row; Arrow has no kernel for those that are views."""
+    values = held.dictionary
+    if values.type not in _VIEWS:
+        return held.dictionary_decode()
+    if not len(values):
+        return pa.nulls(len(held), values.type)
+    at = np.asarray(pc.fill_null(held.indices, 0))
+    return _seen(values, _views(values)[at], np.asarray(held.is_valid()) & np.asarray(values.is_valid())[at])
+
+
+def _views(held: pa.Array) -> npt.NDArray[np.int32]:
+    """Where each text of some views is, int32[n, 4]; the first is its length."""
+    if not len(held):
+        return np.empty((0, 4), np.int32)
+    return np.frombuffer(held.buffers()[1], np.int32, 4 * len(held), 16 * held.offset).reshape(-1, 4)
+
+
+def _seen(held: pa.Array, views: npt.NDArray[np.int32], valid: Flags) -> pa.Array:
+    """Views into the same text. What is null is made empty: a cast follows its length too, and dies of a wrong one."""
+    views = np.where(valid[:, np.newaxis], views, np.int32(0))
+    buffers = [pa.array(valid).buffers()[1], pa.py_buffer(views), *held.buffers()[2:]]
+    return pa.Array.from_buffers(pa.binary_view(), len(valid), buffers)
 
 
 def _timestamps(held: pa.Array) -> Converted:

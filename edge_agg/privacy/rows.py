@@ -19,6 +19,7 @@ from edge_agg.contract.cells import shape
 from edge_agg.contract.vectors import Reading, Vector, readings_of, totals_of
 from edge_agg.privacy.aggregate import to_bins, to_grid, to_steps
 from edge_agg.privacy.bound import Rows
+from edge_agg.privacy.derive import derive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,7 @@ def read_events(plan: Plan, vectors: Sequence[Vector], batch: pa.RecordBatch) ->
         vectors: its vectors.
         batch: the plan's columns, typed by `ingest.decode`.
     """
+    batch = derive(plan, batch)
     time = batch.column(plan.events.time)
     unit = None if plan.privacy_unit.column is None else batch.column(plan.privacy_unit.column)
     usable = _Usable()

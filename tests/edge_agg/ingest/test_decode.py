@@ -188,5 +188,5 @@ def test_lines_are_cut_the_same_whatever_the_blocks(text: bytes, size: int) -> N
         at += size
         return text[at - size : at]
 
-    found = [line for chunk, _ in cutter.lines(read) for line in chunk]
+    found = [line for block in cutter.blocks(read) for line in block.lines()]
     assert b"\n".join(found).rstrip(b"\n") == text.rstrip(b"\n")

@@ -55,7 +55,7 @@ def split(times_us: npt.NDArray[np.int64], *, every: timedelta, closed_before: d
         span: rows outside are dropped; what happens to a row depends on its own time alone.
     """
     if len(times_us):
-        alone = _alone(int(times_us.min()), int(times_us.max()), every=every, closed_before=closed_before, span=span)
+        alone = alone_in(int(times_us.min()), int(times_us.max()), every=every, closed_before=closed_before, span=span)
         if alone is not None:
             return Split(windows={alone: np.arange(len(times_us))}, late=0, outside=0)
     inside = np.ones(len(times_us), dtype=np.bool_)
@@ -71,6 +71,19 @@ def split(times_us: npt.NDArray[np.int64], *, every: timedelta, closed_before: d
         for start in np.unique(starts[open_])
     }
     return Split(windows=windows, late=int(inside.sum() - open_.sum()), outside=int((~inside).sum()))
+
+
+def alone_in(
+    first_us: int, last_us: int, *, every: timedelta, closed_before: datetime | None, span: Span
+) -> datetime | None:
+    """The start of the open window in which all rows between two moments lie, if there is one, as mostly."""
+    if (span.start is not None and first_us < _us(span.start)) or (span.end is not None and last_us >= _us(span.end)):
+        return None
+    step, origin = every // _MICROSECOND, _us(ORIGIN)
+    start = (first_us - origin) // step * step + origin
+    if last_us >= start + step or (closed_before is not None and start < _us(closed_before)):
+        return None
+    return _EPOCH + start * _MICROSECOND
 
 
 def closing(
@@ -96,19 +109,6 @@ def closing(
     for start in windows_between(window_of(begin, every), watermark, every):
         if start + every + lateness <= watermark:
             yield start
-
-
-def _alone(
-    first_us: int, last_us: int, *, every: timedelta, closed_before: datetime | None, span: Span
-) -> datetime | None:
-    """The start of the open window in which all rows between two moments lie, if there is one, as mostly."""
-    if (span.start is not None and first_us < _us(span.start)) or (span.end is not None and last_us >= _us(span.end)):
-        return None
-    step, origin = every // _MICROSECOND, _us(ORIGIN)
-    start = (first_us - origin) // step * step + origin
-    if last_us >= start + step or (closed_before is not None and start < _us(closed_before)):
-        return None
-    return _EPOCH + start * _MICROSECOND
 
 
 def _us(moment: datetime) -> int:

@@ -92,7 +92,8 @@ class Texts:
 
     def extend(self, ids: pa.Array, rows: Index) -> None:
         """Append the ids of some rows."""
-        array = _views(ids.take(pa.array(rows)))  # compact: it holds no more text than its own
+        at = pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)])
+        array = _views(ids.take(at))  # compact: it holds no more text than its own
         _, views, *buffers = array.buffers()
         more = np.frombuffer(views, np.uint32).reshape(-1, 4)[array.offset : array.offset + len(array)].copy()
         long = more[:, 0] > _INLINE_BYTES

@@ -121,9 +121,10 @@ def _key(plan: Plan, batch: pa.RecordBatch, usable: _Usable) -> pa.Array | None:
         return None
     column = batch.column(partition.column)
     usable.need(column)
-    text = column if pa.types.is_string(column.type) else column.cast(pa.string())
-    length = pc.fill_null(pc.binary_length(text), 0).to_numpy(zero_copy_only=False)
-    usable.keep(length <= partition.discover.max_bytes)
+    coded = pa.types.is_dictionary(column.type)
+    text = column if coded or pa.types.is_string(column.type) else column.cast(pa.string())
+    length = pc.binary_length(text.dictionary).take(text.indices) if coded else pc.binary_length(text)
+    usable.keep(pc.fill_null(length, 0).to_numpy(zero_copy_only=False) <= partition.discover.max_bytes)
     return text
 
 
@@ -150,13 +151,20 @@ def _listed(partition: Partition, column: pa.Array) -> Int64s:
         codes = values - first
         outside = codes.view(np.uint64) >= len(keys)
         return np.where(outside, -1, codes) if outside.any() else codes
-    known = pc.index_in(column, value_set=pa.array(keys, type=column.type), skip_nulls=True)
+    if pa.types.is_dictionary(column.type):
+        known = _index_in(column.dictionary, keys).take(column.indices)
+    else:
+        known = _index_in(column, keys)
     codes = (pc.fill_null(known, -1) if known.null_count else known).to_numpy(zero_copy_only=False).astype(np.int64)
     return codes
 
 
+def _index_in(column: pa.Array, keys: Sequence[Key]) -> pa.Array:
+    return pc.index_in(column, value_set=pa.array(keys, type=column.type), skip_nulls=True)
+
+
 def _consecutive(keys: Sequence[Key], first: int) -> bool:
-    return all(key == first + i for i, key in enumerate(keys))
+    return list(keys) == [*range(first, first + len(keys))]
 
 
 def _calendar(partition: Partition, column: pa.Array) -> Int64s:

@@ -159,20 +159,21 @@ class Bounding:
 
     def blocks(self, *, without: pa.Array | None = None) -> Iterator[Bounded]:
         """What `kept` returns, cut between units, one block at least: what adds up over rows adds up over blocks."""
-        parts = self._parts()
-        if without is not None and len(without) and not self._alone:
-            parts = _left(parts, self._units.find(without))
+        left_out = None if without is None or not len(without) or self._alone else self._units.find(without)
+
+        def parts() -> Iterator[Columns]:
+            return self._parts() if left_out is None else _left(self._parts(), left_out)
+
         if self._keys is None:
-            yield from (self._bounded(part) for part in parts)
+            yield from (self._bounded(part) for part in parts())
             return
-        held = list(parts)
         seen = np.zeros(self._keys.bound, np.bool_)
-        for part in held:
+        for part in parts():  # twice: to hold them all costs more memory than to make them again costs time
             seen[part.key] = True
         keys, codes = self._keys.sorted(np.flatnonzero(seen))
         place = np.empty(self._keys.bound, np.int64)
         place[codes] = np.arange(len(codes))
-        yield from (self._bounded(part, place, keys) for part in held)
+        yield from (self._bounded(part, place, keys) for part in parts())
 
     def _add(self, rows: Rows, ids: pa.Array) -> None:
         if self._units.outgrow(ids):

@@ -372,7 +372,7 @@ def test_the_scale_is_where_the_map_says_not_where_a_formula_does(
 
 def test_a_scale_by_formula_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: what the search finds near the formula is taken, whatever the map says there."""
-    monkeypatch.setattr(noise.dp, "binary_search", lambda is_enough, bounds: 32.0)
+    monkeypatch.setattr("opendp.mod.binary_search", lambda is_enough, bounds: 32.0)
     with pytest.raises(AssertionError):
         test_the_scale_is_where_the_map_says_not_where_a_formula_does(Mechanism.LAPLACE, 1.5, monkeypatch)
 

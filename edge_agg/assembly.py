@@ -149,7 +149,10 @@ def _sources(config: Config, clock: Clock, intake: Intake) -> list[Source]:
         intake.counts[trouble.value] += 1
         emit(Event.SOURCE_TROUBLED, trouble=trouble.value)
 
-    return [source_of(table, clock=clock, heard=heard) for table in config.source]
+    def one_time(column: str, first_us: int, last_us: int) -> bool:
+        return all(one.takes_one_time(column, first_us, last_us) for one in intake.series if one.veto is None)
+
+    return [source_of(table, clock=clock, heard=heard, one_time=one_time) for table in config.source]
 
 
 def _tuning(config: Config) -> Tuning:

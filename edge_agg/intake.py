@@ -255,7 +255,7 @@ class Intake:
 
     def _records(self, offer: _Offer) -> Iterator[Record]:
         """The rows that some window takes, by when the last of their windows closes."""
-        batch = offer.frame.batch
+        batch = _plain(offer.frame.batch)
         closes = np.maximum.reduce([series.closing_times(batch) for series in self.series])
         floors = {
             series.hash.hex(): to_us(series.closed_before) for series in self.series if series.closed_before is not None
@@ -300,6 +300,12 @@ class SourceInlet:
     def is_current(self, current: bool) -> None:  # noqa: FBT001 - as the protocol says
         """Say whether all events up to now were handed over."""
         self.intake.is_current(self.source, current=current)
+
+
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch with texts as texts, as it is stored."""
+    arrays = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
+    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
 
 
 def _holds(schema: pa.Schema, wanted: Mapping[str, ColumnType], columns: Mapping[str, ColumnType]) -> bool:

@@ -24,13 +24,14 @@ from edge_agg.contract import arrow, codec
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.plan import PlanHash, plan_hash
 from edge_agg.contract.release import Charge, Release, Sealed, Status, Veto
+from edge_agg.contract.vectors import readings_of
 from edge_agg.errors import BudgetExhausted
 from edge_agg.failpoint import failpoint
 from edge_agg.journal import Counted
 from edge_agg.privacy.ledger import Budget, Entry, check_room
 from edge_agg.privacy.rows import read_events
 from edge_agg.telemetry import Event, emit
-from edge_agg.window import Span, closing, split
+from edge_agg.window import Span, alone_in, closing, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,6 +145,23 @@ class Series:
     def held_rows(self) -> int:
         """Rows that are held for the open windows; what this device alone may know."""
         return sum(bounding.rows for bounding in self._open.values())
+
+    def takes_one_time(self, column: str, first_us: int, last_us: int) -> bool:
+        """Whether times of a column between two moments, both included, may all be read as the first.
+
+        They may where only the window hangs on them, and it is one for all, as matters stand: no reading has a
+        priority, no partition is cut by time.
+        """
+        plan = self.measurement.plan
+        if column not in plan.events.columns:
+            return True
+        if column != plan.events.time or readings_of(self.measurement.vectors):
+            return False
+        used = {one.column for one in plan.partition} | {one.column for one in plan.filter}
+        if column in used | {one.source for one in plan.derive}:
+            return False
+        alone = alone_in(first_us, last_us, every=plan.every, closed_before=self.closed_before, span=self.span)
+        return alone is not None
 
     def due(self, watermark: datetime) -> list[datetime]:
         """The windows that close at this watermark, oldest first, empty ones included."""

@@ -75,13 +75,7 @@ def split(
         floor = None
     elif floor is None:
         floor = closed_before
-    at = _Windows(
-        step=every // _MICROSECOND,
-        first_us=_LEAST if closed_before is None else _us(closed_before),
-        floor_us=_us(floor) if floor is not None else _LEAST,
-        begin_us=_LEAST if span.start is None else _us(span.start),
-        end_us=_MOST if span.end is None else _us(span.end),
-    )
+    at = _windows(every=every, closed_before=closed_before, span=span, floor=floor)
     if len(times_us):
         alone = at.alone(int(times_us.min()), int(times_us.max()))
         if alone is not None:
@@ -91,6 +85,15 @@ def split(
     open_ = inside & (starts >= at.first_us) & (starts < at.end_us)
     windows = {_moment(int(start)): np.flatnonzero(open_ & (starts == start)) for start in np.unique(starts[open_])}
     return Split(windows=windows, late=int(inside.sum() - open_.sum()), outside=int((~inside).sum()))
+
+
+def alone_in(
+    first_us: int, last_us: int, *, every: timedelta, closed_before: datetime | None, span: Span
+) -> datetime | None:
+    """The start of the open window in which all rows between two moments lie, if there is one, as mostly."""
+    at = _windows(every=every, closed_before=closed_before, span=span, floor=None)
+    start = at.alone(first_us, last_us)
+    return None if start is None else _moment(start)
 
 
 def closing(
@@ -136,6 +139,16 @@ class _Windows:
         start = max((least_us - _ORIGIN_US) // self.step * self.step + _ORIGIN_US, self.floor_us)
         inside = least_us >= self.begin_us and most_us < self.end_us
         return start if inside and most_us < start + self.step and self.first_us <= start < self.end_us else None
+
+
+def _windows(*, every: timedelta, closed_before: datetime | None, span: Span, floor: datetime | None) -> _Windows:
+    return _Windows(
+        step=every // _MICROSECOND,
+        first_us=_LEAST if closed_before is None else _us(closed_before),
+        floor_us=_us(floor) if floor is not None else _LEAST,
+        begin_us=_LEAST if span.start is None else _us(span.start),
+        end_us=_MOST if span.end is None else _us(span.end),
+    )
 
 
 def _moment(us: int) -> datetime:

@@ -14,6 +14,7 @@ Place: the first two steps of an event's way; what leaves this room goes to `edg
 | `push.py`, `arrow_body.py` | bytes that were handed over, as one frame; Arrow's with a guard |
 | `handover.py`, `trouble.py` | threads and waits that sources share; what they pass over and go on |
 | `parquet.py`, `ndjson.py`, `csv_text.py`, `ipc.py` | one format each: bytes in, raw Arrow batches out |
+| `groups.py` | what a Parquet file says of its row groups, and what need not be read because of it |
 | `lines.py` | cuts text into lines and makes batches of them, for the formats of one event a line |
 | `stream.py` | opens a file as a stream of bytes, decompressing |
 | `decode.py` | a raw batch in, a typed batch and a count of rejects out (pure) |

@@ -14,7 +14,8 @@ neighbours; nothing but the columns asked for comes out.
 | boolean | boolean, text (true, false, 1, 0) | other text |
 
 Text is any Arrow string or binary type, in a dictionary or not; around what is not asked as a string, white space is
-allowed. A column held as anything else cannot be read, and a batch with such a column has all its rows rejected.
+allowed. Texts in a dictionary stay there if all of it is fit to be kept. A column held as anything else cannot be read,
+and a batch with such a column has all its rows rejected.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     """Typed values, and which rows hold a value of the wrong type."""
 
 MAX_TEXT_BYTES = 4096
+_MOST_TEXTS = 1 << 17
+"""Of a dictionary that is kept; each batch looks at all of it."""
 
 _ARROW: Mapping[ColumnType, pa.DataType] = {
     "timestamp": instant.TYPE,
@@ -55,7 +58,7 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 def typed_schema(columns: Mapping[str, ColumnType]) -> pa.Schema:
-    """Return the schema of every typed batch of these columns."""
+    """Return the schema of every typed batch of these columns, but that a string column may be a dictionary of it."""
     return pa.schema([(name, _ARROW[wanted]) for name, wanted in columns.items()])
 
 
@@ -76,7 +79,7 @@ def decode(raw: pa.RecordBatch, columns: Mapping[str, ColumnType]) -> tuple[pa.R
     """Type the asked columns of a raw batch.
 
     Returns:
-        The rows whose every value fits, in `typed_schema(columns)`, and the number of the others.
+        The rows whose every value fits, as of `typed_schema(columns)`, and the number of the others.
     """
     schema = typed_schema(columns)
     places = {name: raw.schema.get_field_index(name) for name in columns}  # -1: not there, or there twice
@@ -89,7 +92,7 @@ def decode(raw: pa.RecordBatch, columns: Mapping[str, ColumnType]) -> tuple[pa.R
         arrays.append(values)
         if wrong is not None:
             rejected = wrong if rejected is None else rejected | wrong
-    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    batch = pa.RecordBatch.from_arrays(arrays, names=schema.names)
     if rejected is None or not rejected.any():
         return batch, 0
     return batch.filter(pa.array(~rejected)), int(rejected.sum())
@@ -98,6 +101,8 @@ def decode(raw: pa.RecordBatch, columns: Mapping[str, ColumnType]) -> tuple[pa.R
 def _convert(held: pa.Array, wanted: ColumnType) -> tuple[pa.Array, Flags | None]:
     """Typed values, and which rows hold a value of the wrong type; None if none does."""
     if pa.types.is_dictionary(held.type):
+        if wanted == "string" and (coded := _as_coded(held)) is not None:
+            return coded, None
         held = _looked_up(held)
     if pa.types.is_null(held.type):
         return pa.nulls(len(held), _ARROW[wanted]), None
@@ -121,6 +126,17 @@ def _as_held(held: pa.Array, wanted: ColumnType) -> pa.Array | None:
         case "integer" if pa.types.is_int64(held.type):
             return held
     return None
+
+
+def _as_coded(held: pa.DictionaryArray) -> pa.DictionaryArray | None:
+    """The texts in their dictionary, if a glance at it shows that each of them stays what it is."""
+    texts = held.dictionary
+    is_text = pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)
+    if not is_text or texts.null_count or not 0 < len(texts) <= _MOST_TEXTS or not _is_short_ascii(texts):
+        return None
+    if pa.types.is_string(texts.type) and held.indices.type == pa.int32():
+        return held
+    return pa.DictionaryArray.from_arrays(held.indices.cast(pa.int32()), texts.cast(pa.string()))
 
 
 def _is_short_ascii(held: pa.StringArray | pa.LargeStringArray) -> bool:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from edge_agg.clock import Clock
     from edge_agg.contract.plan import ColumnType
+    from edge_agg.ingest.groups import OneTime
     from edge_agg.ingest.source import Inlet
 
 T = TypeVar("T")
@@ -91,6 +92,8 @@ class FileSource:
     """Is told of each file that a live agent passes over."""
     _passed_over: dict[Part, datetime | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The files as they were, and when to try each again; never, if some of its rows were taken."""
+    one_time: OneTime | None = field(default=None, kw_only=True)
+    """What its readers can do without, where a file says enough of itself: `groups.OneTime`. None: nothing."""
 
     @property
     def name(self) -> str:
@@ -197,7 +200,7 @@ class FileSource:
         """Hold each frame back until it is known whether another follows."""
         held = Frame(part=part, batch=pa.RecordBatch.from_pylist([], typed_schema(columns)), rejected=0, last=True)
         seen = False
-        with closing(_typed(part.path, columns, self.batch_rows)) as typed:
+        with closing(_typed(part.path, columns, self.batch_rows, self.one_time)) as typed:
             while (pair := _attempt(part.path, partial(next, typed, None))) is not None:
                 if seen:
                     yield replace(held, last=False)
@@ -233,9 +236,13 @@ def _check_file(path: str, columns: Mapping[str, ColumnType]) -> None:
             raise SourceUnreadable(f"{path}: column {name!r} is of a type that cannot be read as {wanted}")
 
 
-def _typed(path: str, columns: Mapping[str, ColumnType], rows: int) -> Generator[tuple[pa.RecordBatch, int]]:
+def _typed(
+    path: str, columns: Mapping[str, ColumnType], rows: int, one_time: OneTime | None
+) -> Generator[tuple[pa.RecordBatch, int]]:
     """Read and type a file, at most `rows` rows at a time."""
-    with closing(_format(path).batches(path, columns, rows=rows)) as raws:
+    held = _format(path)
+    batches = partial(parquet.batches, one_time=one_time) if held is parquet else held.batches
+    with closing(batches(path, columns, rows=rows)) as raws:
         for raw, skipped in raws:
             for start in range(0, max(raw.num_rows, 1), rows):
                 batch, rejected = decode(raw.slice(start, rows), columns)

@@ -12,23 +12,31 @@ if TYPE_CHECKING:
 
     from edge_agg.clock import Clock
     from edge_agg.config.tables import SourceTable
+    from edge_agg.ingest.groups import OneTime
     from edge_agg.ingest.source import Source
     from edge_agg.ingest.trouble import Trouble
 
 
-def source_of(table: SourceTable, *, clock: Clock, heard: Callable[[Trouble], None] = unheard) -> Source:
+def source_of(
+    table: SourceTable,
+    *,
+    clock: Clock,
+    heard: Callable[[Trouble], None] = unheard,
+    one_time: OneTime | None = None,
+) -> Source:
     """Build a source; nothing is opened yet.
 
     Args:
         table: what the config says.
         clock: the one door to time.
         heard: is told of what a live source passes over and goes on.
+        one_time: which times of a file need not be read; None: all are.
     """
     match table:
         case FileTable():
             from edge_agg.ingest.file import FileSource  # noqa: PLC0415
 
-            return FileSource(table.path, clock=clock, tolerant=True, heard=heard)
+            return FileSource(table.path, clock=clock, tolerant=True, heard=heard, one_time=one_time)
         case TailTable():
             from edge_agg.ingest.tail import TailSource  # noqa: PLC0415
 

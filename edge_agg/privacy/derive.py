@@ -61,12 +61,18 @@ def derive(plan: Plan, batch: pa.RecordBatch) -> pa.RecordBatch:
     """
     if not plan.derive and not plan.filter:
         return batch
-    columns = {name: batch.column(name) for name in plan.events.columns}
+    read = {one.source for one in plan.derive} | {one.column for one in plan.filter}
+    columns = {name: _whole(batch.column(name), read=name in read) for name in plan.events.columns}
     # A filter looks at one row, so those on columns that are there already may go first: less is left to derive.
     table = _passing(pa.RecordBatch.from_pydict(columns), [one for one in plan.filter if one.column in columns])
     for derivation in plan.derive:
         table = table.append_column(derivation.column, _derived(derivation, table.column(derivation.source)))
     return _passing(table, [one for one in plan.filter if one.column not in columns])
+
+
+def _whole(column: pa.Array, *, read: bool) -> pa.Array:
+    """A column that is read, out of its dictionary; the others stay as they are."""
+    return column.dictionary_decode() if read and pa.types.is_dictionary(column.type) else column
 
 
 def _derived(derivation: Derivation, old: pa.Array) -> pa.Array:

@@ -140,7 +140,9 @@ def test_decode_never_raises_and_judges_each_value_by_itself(held: pa.Array, wan
     Mutant: UTF-8 judged for the batch as a whole.
     """
     batch, rejected = decode(pa.record_batch([held], names=["x"]), {"x": wanted})
-    assert batch.schema == typed_schema({"x": wanted})
+    (kind,) = batch.schema.types
+    kind = kind.value_type if wanted == "string" and pa.types.is_dictionary(kind) else kind
+    assert pa.schema({"x": kind}) == typed_schema({"x": wanted})
     batch.validate(full=True)
     assert batch.num_rows + rejected == len(held)
     alone = _one(held, wanted)

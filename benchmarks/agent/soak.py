@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks.agent.live import as_stream, ask, resident_mb, running
 from benchmarks.agent.question import events
@@ -36,7 +37,7 @@ MORE = f"""
 [memory]
 limit = "{LIMIT_MB}MiB"
 [disk]
-limit = "2GiB"
+limit = "1GiB"
 """
 
 
@@ -66,8 +67,8 @@ def push(port: int, until: float, pushed: Pushed, *, rate: float | None, seed: i
             time.sleep(0.002)
             continue
         table = pool[int(rng.integers(len(pool)))]
-        moment = np.full(ROWS, int(time.time() * 1e6)).view("datetime64[us]")
-        body = as_stream(table.set_column(0, table.schema.field(0), [moment]))
+        moment = pa.array(np.full(ROWS, int(time.time() * 1e6))).cast(table.schema.field(0).type)
+        body = as_stream(table.set_column(0, table.schema.field(0), moment))
         connection.request("POST", "/v1/events", body, {"Content-Type": "application/vnd.apache.arrow.stream"})
         answer = connection.getresponse()
         answer.read()

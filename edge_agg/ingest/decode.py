@@ -23,7 +23,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
+    import polars as pl
 
     from edge_agg.contract.plan import ColumnType
 
@@ -201,6 +201,8 @@ def _timestamps(held: pa.Array) -> Converted:
 
 
 def _floats(held: pa.Array) -> Converted:
+    import polars as pl
+
     if held.type in _TEXT:
         text, wrong = _strings(held)
         stripped = _stripped(text)
@@ -228,6 +230,8 @@ def _integers(held: pa.Array) -> Converted:
 
 
 def _written_integers(held: pa.Array) -> Converted:
+    import polars as pl
+
     text, wrong = _strings(held)
     stripped = _stripped(text).str.replace(r"\.0*$", "")
     exact = stripped.cast(pl.Int64, strict=False)
@@ -246,6 +250,8 @@ def _whole(held: pa.DoubleArray, *, below: float) -> Converted:
 
 
 def _booleans(held: pa.Array) -> Converted:
+    import polars as pl
+
     if held.type not in _TEXT:
         return held, np.zeros(len(held), np.bool_)
     text, wrong = _strings(held)
@@ -269,6 +275,8 @@ def _without(values: pa.Array, wrong: Flags) -> pa.Array:
 
 
 def _stripped(text: pa.StringArray) -> pl.Series:
+    import polars as pl
+
     return pl.Series(values=text, dtype=pl.String).str.strip_chars()
 
 

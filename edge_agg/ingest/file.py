@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import polars as pl
 import pyarrow as pa
 
 from edge_agg.clock import SystemClock
@@ -31,7 +30,7 @@ from edge_agg.ingest.decode import can_read, decode, typed_schema
 from edge_agg.ingest.handover import in_thread, taken, wait_next
 from edge_agg.ingest.source import Frame, Part
 from edge_agg.ingest.stream import COMPRESSIONS, Raw
-from edge_agg.ingest.trouble import Trouble, unheard
+from edge_agg.ingest.trouble import Trouble, is_error, unheard
 
 if TYPE_CHECKING:
     import asyncio
@@ -255,6 +254,8 @@ def _attempt(path: str, action: Callable[[], T]) -> T:
         return action()
     except SourceUnreadable:
         raise
-    except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - whatever it is, its text may hold a value
+    except BaseException as error:  # whatever it is, its text may hold a value
+        if not is_error(error):
+            raise
         kind = type(error).__name__
     raise FileDamaged(f"{path}: cannot be read ({kind})")

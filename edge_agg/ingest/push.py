@@ -11,13 +11,13 @@ import io
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-import polars as pl
 import pyarrow as pa
 
 from edge_agg.ingest import csv_text, ndjson
 from edge_agg.ingest.decode import decode, typed_schema
 from edge_agg.ingest.source import Frame
 from edge_agg.ingest.stream import Raw
+from edge_agg.ingest.trouble import is_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -83,7 +83,9 @@ def guarded(make: Callable[[], Frame]) -> Frame:
         return make()
     except BodyRefused as refused:
         code = refused.code
-    except (Exception, pl.exceptions.PanicException):  # noqa: BLE001 - whatever it is, its text may hold a value
+    except BaseException as error:  # whatever it is, its text may hold a value
+        if not is_error(error):
+            raise
         code = Code.MALFORMED
     raise BodyRefused(code)
 

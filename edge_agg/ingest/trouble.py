@@ -6,6 +6,7 @@ Invariants: a trouble is a word of this list; neither it nor how it is told hold
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 
 
@@ -20,3 +21,11 @@ class Trouble(StrEnum):
 
 def unheard(trouble: Trouble) -> None:
     """Say nothing."""
+
+
+def is_error(raised: BaseException) -> bool:
+    """Whether a reader has failed, rather than been called off: an exception, or a panic of Polars if it is loaded."""
+    polars = sys.modules.get("polars")
+    return isinstance(raised, Exception) or (
+        polars is not None and isinstance(raised, polars.exceptions.PanicException)
+    )

@@ -13,7 +13,6 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -114,6 +113,8 @@ def _whole_edges(edges: Iterable[float]) -> Int64s:
 def _calendar(derivation: Derivation, old: pa.Array) -> pa.Array:
     hour = derivation.calendar == "hour"
     if derivation.timezone is not None:
+        import polars as pl
+
         local = pl.Series(values=old).dt.convert_time_zone(derivation.timezone)
         return (local.dt.hour() if hour else local.dt.weekday()).cast(pl.Int64).to_arrow()
     missing = _missing(old)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import polars as pl
 
     Bools = npt.NDArray[np.bool_]
     Index = npt.NDArray[np.intp]
@@ -83,7 +83,7 @@ class Texts:
         """Begin without any."""
         self._views = Grown(np.uint32, (4,))  # length; then the text, or its prefix, buffer and offset
         self._buffers: list[pa.Buffer] = []
-        self._series = pl.Series(dtype=pl.String)
+        self._series: pl.Series | None = None
 
     @property
     def size(self) -> int:
@@ -100,6 +100,8 @@ class Texts:
             more[long, 2] += np.uint32(len(self._buffers))
             self._buffers += buffers
         self._views.extend(more)
+        import polars as pl
+
         held = [None, pa.py_buffer(self._views.values), *self._buffers]
         self._series = pl.Series(values=pa.Array.from_buffers(pa.string_view(), self._views.size, held))
 
@@ -113,7 +115,10 @@ class Texts:
         return self._of(codes).to_arrow().cast(pa.large_string())
 
     def _of(self, codes: UInt64s) -> pl.Series:
-        return self._series[pl.Series(codes.astype(np.uint32))]
+        import polars as pl
+
+        held = pl.Series(dtype=pl.String) if self._series is None else self._series
+        return held[pl.Series(codes.astype(np.uint32))]
 
 
 def int64s(values: Int64s) -> pa.Array:
@@ -129,6 +134,8 @@ def integers(ids: pa.Array) -> Int64s:
 
 def texts(ids: pa.Array) -> pl.Series:
     """Textual ids as a series."""
+    import polars as pl
+
     return pl.Series(values=_views(ids))
 
 

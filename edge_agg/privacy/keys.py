@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from edge_agg.privacy.ids import integers
@@ -81,6 +80,8 @@ class Keys:
 
     def ranks(self) -> Int64s:
         """The rank of each key, by code, among all so far: of texts by their bytes, of integers by number."""
+        import polars as pl
+
         held = pl.Series(values=self._codes.ids(np.arange(self.bound, dtype=np.uint64)))
         ranks = np.empty(len(held), np.int64)
         ranks[held.arg_sort().to_numpy()] = np.arange(len(held))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -181,6 +180,8 @@ def _consecutive(keys: Sequence[Key], first: int) -> bool:
 
 
 def _calendar(partition: Partition, column: pa.Array) -> Int64s:
+    import polars as pl
+
     local = pl.Series(values=column).dt.convert_time_zone(partition.timezone or "UTC")
     parts = local.dt.hour() if partition.calendar == "hour" else local.dt.weekday() - 1
     codes: Int64s = parts.cast(pl.Int64).fill_null(-1).to_numpy()

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +26,25 @@ from edge_agg.clock import SystemClock
 from edge_agg.config import horizon_of, load
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.v1 import collector_pb2 as pb
+from edge_agg.ingest.source import Frame
+from edge_agg.intake import Intake
 from edge_agg.journal import Journal
 from edge_agg.privacy import noise
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.statement import budget_of
+from tests.fakes import MONDAY, WEEK, Row, batch_of, small_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edge_agg.agent import Agent
+    from edge_agg.contract.plan import ColumnType
     from edge_agg.contract.release import Link, Sealed
+    from edge_agg.ingest.source import Inlet
     from edge_agg.uplink import Waiting
+
+PUSHED_ROWS = 5
+"""Rows, each of a unit of its own, of a pushed batch."""
 
 
 def append(path: Path, line: str) -> None:
@@ -62,6 +71,10 @@ class FileCollector:
         before = self.accepted.setdefault(key, digest)
         outcome = "conflict" if before != digest else "accepted"
         append(self.path, f"{key} {digest} {outcome}")
+        kept = self.path.parent / "releases" / key.replace("/", "-")
+        kept.parent.mkdir(exist_ok=True)
+        kept.with_suffix(".header").write_bytes(opened.header)
+        kept.with_suffix(".payload").write_bytes(opened.payload)
         return pb.Receipt(
             release_hash=opened.hash,
             outcome=pb.OUTCOME_REFUSED if outcome == "conflict" else pb.OUTCOME_ACCEPTED,
@@ -105,11 +118,74 @@ def send_before_seal(home: Path) -> None:
     Journal.seal = eager  # type: ignore[method-assign]  # a mutant
 
 
-MUTANTS = {"charge_after_draw": charge_after_draw, "send_before_seal": send_before_seal}
+def answer_before_sync(home: Path) -> None:
+    """Mutant: a pushed frame is called safe, then written."""
+    commit = Intake._commit
+
+    def eager(self: Intake, group: Any) -> bool:
+        for offer in group:
+            offer.taken.get_loop().call_soon_threadsafe(_answer, offer.taken)
+        time.sleep(0.02)
+        return commit(self, group)
+
+    Intake._commit = eager  # type: ignore[method-assign]  # a mutant
 
 
-def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
-    """One life: drain what is there, and die at the n-th pass of a point."""
+def forget_before_seal(home: Path) -> None:
+    """Mutant: raw events leave the disk when their window is charged, not when it is sealed."""
+    charge = Journal.charge
+
+    def hasty(self: Journal, **given: Any) -> None:
+        charge(self, **given)
+        for segment in (home / "state" / "spool").iterdir():
+            segment.unlink()
+
+    Journal.charge = hasty  # type: ignore[method-assign]  # a mutant
+
+
+def _answer(taken: asyncio.Future[None]) -> None:
+    if not taken.done():
+        taken.set_result(None)
+
+
+MUTANTS = {
+    "charge_after_draw": charge_after_draw,
+    "send_before_seal": send_before_seal,
+    "answer_before_sync": answer_before_sync,
+    "forget_before_seal": forget_before_seal,
+}
+
+
+@dataclass(slots=True)
+class Pusher:
+    """A source whose batches are handed over once, a partition key each; it writes down what was called safe."""
+
+    home: Path
+    first: int
+    count: int
+    dies: bool
+    """Whether the process ends with the last answer."""
+    name: str = "pusher"
+
+    def check(self, columns: Mapping[str, ColumnType]) -> None:
+        """All columns are there."""
+
+    async def deliver(self, inlet: Inlet, stop: asyncio.Event, *, drain: bool) -> None:
+        """Push every batch; several at once, as clients do."""
+        await asyncio.gather(*(self._push(inlet, i) for i in range(self.first, self.first + self.count)))
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        inlet.is_current(True)
+
+    async def _push(self, inlet: Inlet, i: int) -> None:
+        await asyncio.sleep(0.002 * (i - self.first))
+        rows = [Row(u=f"{i}-{n}", k=f"b{i}", t=MONDAY + (i % 4) * WEEK) for n in range(PUSHED_ROWS)]
+        await inlet.take(Frame(part=None, batch=batch_of(rows, small_plan()), rejected=0, last=True))
+        append(self.home / "answered", f"{i}")
+
+
+def live(home: Path, point: str | None, hit: int, mutant: str | None, push: list[int] | None) -> None:
+    """One life: drain what is there (or push so many batches from one on), and die at the n-th pass of a point."""
     passed: dict[str, int] = {}
 
     def armed(name: str) -> None:
@@ -121,6 +197,8 @@ def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
         draws = home / "draws"
         answer = draws.stat().st_size if draws.exists() else 0
         append(draws, f"{answer}")
+        if push is not None:
+            return exact
         return np.full(exact.shape, answer, dtype=np.int64)
 
     noise.draw = draw
@@ -131,6 +209,8 @@ def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
 
     async def drain() -> bool:
         agent: Agent = build(config, plans, clock=SystemClock(), wire=FileCollector(home / "collector"))
+        if push is not None:
+            agent.sources = [Pusher(home, push[0], push[1], dies=len(push) > 2)]
         return await agent.drain(30.0)
 
     os._exit(0 if asyncio.run(drain()) else 1)
@@ -141,7 +221,7 @@ def one(task: dict[str, Any]) -> str:
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
-            live(Path(task["home"]), task.get("point"), task.get("hit", 1), task.get("mutant"))
+            live(Path(task["home"]), task.get("point"), task.get("hit", 1), task.get("mutant"), task.get("push"))
         os._exit(2)
     if "after_s" in task:
         time.sleep(task["after_s"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edge_agg.contract.address import is_loopback
+from edge_agg.contract.address import is_address, is_loopback
 from edge_agg.contract.errors import PlanInvalid
 from edge_agg.contract.plan import Plan, parse_duration, parse_plan
 from edge_agg.errors import ConfigInvalid
@@ -42,7 +42,13 @@ class CollectorTable(_Strict, frozen=True, kw_only=True):
     """`[collector]`."""
 
     url: str
-    """`host:port`."""
+    """`host:port`; without the three files below only loopback."""
+    ca_file: str | None = None
+    """Who may vouch for the collector, in PEM."""
+    cert_file: str | None = None
+    """The agent's certificate, as `edge-agg enroll` wrote it."""
+    key_file: str | None = None
+    """The certificate's key."""
     batch: int = 20
     """Releases in one call."""
     deadline_s: float = 20.0
@@ -122,6 +128,7 @@ def load(path: Path) -> tuple[Config, list[Plan]]:
     config = msgspec.structs.replace(
         config,
         agent=msgspec.structs.replace(config.agent, state=str(home / config.agent.state)),
+        collector=_located(config.collector, home),
         source=[msgspec.structs.replace(source, path=str(home / source.path)) for source in config.source],
         plan=[msgspec.structs.replace(plan, path=str(home / plan.path)) for plan in config.plan],
     )
@@ -130,6 +137,12 @@ def load(path: Path) -> tuple[Config, list[Plan]]:
         if not holds:
             raise ConfigInvalid(f"{path}: {field}: {problem}")
     return config, plans
+
+
+def _located(table: CollectorTable, home: Path) -> CollectorTable:
+    """With absolute paths; a link stays one, because what it points to may be exchanged."""
+    ca, cert, key = (file and str(home / file) for file in (table.ca_file, table.cert_file, table.key_file))
+    return msgspec.structs.replace(table, ca_file=ca, cert_file=cert, key_file=key)
 
 
 def load_plan(path: Path) -> Plan:
@@ -192,7 +205,7 @@ def _rules(config: Config, plans: list[Plan]) -> list[tuple[str, bool, str]]:
             _NAME.fullmatch(config.agent.tenant) is not None,
             "letters, digits and _.- only, 63 at most",
         ),
-        ("$.collector.url", is_loopback(config.collector.url), "without TLS only a loopback address is taken"),
+        *_collector_rules(config.collector),
         *(
             (f"$.collector.{name}", 0 < getattr(config.collector, name) <= 3600, "must lie in 0 .. 3600 seconds")
             for name in ("deadline_s", "retry_first_s", "retry_limit_s")
@@ -219,6 +232,18 @@ def _rules(config: Config, plans: list[Plan]) -> list[tuple[str, bool, str]]:
         agree = all(types.setdefault(name, kind) == kind for name, kind in plan.events.columns.items())
         rules.append((f"$.plan[{i}]", agree, "reads a column as another type than an earlier plan"))
     return rules
+
+
+def _collector_rules(table: CollectorTable) -> list[tuple[str, bool, str]]:
+    given = [file for file in (table.ca_file, table.cert_file, table.key_file) if file is not None]
+    return [
+        ("$.collector", len(given) in {0, 3}, "ca_file, cert_file and key_file stand together"),
+        (
+            "$.collector.url",
+            is_loopback(table.url) or (bool(given) and is_address(table.url)),
+            "without TLS only a loopback address is taken; with it, host:port",
+        ),
+    ]
 
 
 def _account_rules(path: str, account: AccountTable) -> list[tuple[str, bool, str]]:

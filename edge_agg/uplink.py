@@ -16,9 +16,11 @@ import grpc
 import grpc.aio
 
 from edge_agg.clock import wait_first
+from edge_agg.contract.address import is_loopback
 from edge_agg.contract.refusal import PUSHBACK_KEY, RULES, Refusal
 from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.contract.v1 import collector_pb2_grpc, release_pb2
+from edge_agg.errors import ConfigInvalid
 from edge_agg.failpoint import failpoint
 from edge_agg.telemetry import Event, emit
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from edge_agg.clock import Clock
     from edge_agg.contract.release import Sealed
+    from edge_agg.identity.credentials import Credentials
 
 HOLD_S = 300.0
 """How long a held release waits, seconds; a plan that its collector does not know yet is the usual reason."""
@@ -96,17 +99,44 @@ class Wire(Protocol):
 
 
 class GrpcWire:
-    """The collector over gRPC."""
+    """The collector over gRPC.
 
-    def __init__(self, address: str, *, deadline_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            address, options=[("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
-        )
-        self._stub = collector_pb2_grpc.CollectorServiceStub(self._channel)
+    Args:
+        address: `host:port`.
+        deadline_s: how long one call may take.
+        credentials: the agent's identity; the channel is built anew whenever its files have changed.
+
+    Raises:
+        ConfigInvalid: the address is not loopback, and there are no credentials.
+    """
+
+    def __init__(self, address: str, *, deadline_s: float, credentials: Credentials | None = None) -> None:
+        if credentials is None and not is_loopback(address):
+            raise ConfigInvalid("$.collector.url: without ca_file, cert_file and key_file only loopback is spoken to")
+        self._address = address
         self._deadline_s = deadline_s
+        self._credentials = credentials
+        self._held = None if credentials is None else credentials.held()
+        self._dial()
+
+    def _dial(self) -> None:
+        options = [("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+        if self._held is None:
+            self._channel = grpc.aio.insecure_channel(self._address, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(self._address, self._held.channel, options=options)
+        self._stub = collector_pb2_grpc.CollectorServiceStub(self._channel)
+
+    async def _dial_if_changed(self) -> None:
+        held = None if self._credentials is None else self._credentials.held()
+        if held is not self._held:
+            await self._channel.close()  # between two calls: none is cut off
+            self._held = held
+            self._dial()
 
     async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
         """Send a batch; see :class:`Wire`."""
+        await self._dial_if_changed()
         request = pb.PushReleasesRequest(
             releases=[release_pb2.SealedRelease(header=w.sealed.header, payload=w.sealed.payload) for w in batch]
         )

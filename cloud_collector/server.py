@@ -160,6 +160,10 @@ def _enrollment(config: Config, door: Door) -> EnrollmentService:
     return EnrollmentService(config.tls.authority, config.tls.ca_file, door=door)
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 @contextlib.contextmanager
 def _gate(config: Config) -> Iterator[Gate]:
     if config.tls is None:
@@ -168,7 +172,7 @@ def _gate(config: Config) -> Iterator[Gate]:
     denied = DenyList(config.tls.denied_file)
     with contextlib.closing(Tokens(config.tokens_path)) as tokens:
         yield Gate(
-            Identification(domain=config.tls.trust_domain, denied=denied, tokens=tokens, now=lambda: datetime.now(UTC))
+            Identification(domain=config.tls.trust_domain, denied=denied, tokens=tokens, now=_now)
         )
 
 

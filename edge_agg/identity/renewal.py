@@ -57,7 +57,7 @@ class Renewal:
         held, now = self.credentials.held(), self.clock.now()
         if now < due(held):
             return False
-        emit(Event.CERTIFICATE_AGED, agent=str(held.id), days_left=round((held.ends - now) / timedelta(days=1), 2))
+        emit(Event.CERTIFICATE_AGED, agent=str(held.id), days_left=round((held.ends - now) / timedelta(days=1), 1))
         try:
             await self._renew(held)
         except grpc.aio.AioRpcError as error:

@@ -112,7 +112,8 @@ def connect(
         )
     if not _wait_ready(channel, min(timeout_s, _READY_S)):
         channel.close()
-        raise CollectorUnreachable(f"no collector at {url}: start it with `cloud-collector serve`")
+        whom = "" if credentials is None else " that the ca vouches for and that takes this certificate"
+        raise CollectorUnreachable(f"no collector at {url}{whom}: start it with `cloud-collector serve`")
     return Client(channel, timeout_s=timeout_s)
 
 

@@ -101,14 +101,17 @@ def issue(
 
 @ca.command()
 @_FOLDER
+@click.option("--root", is_flag=True, help="Make another root and issuer; the root from before stays trusted.")
 @click.option("--issuer", is_flag=True, help="Make another issuer; needs root.key in FOLDER.")
 @click.option("--in", "holder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="As issue's --out.")
-def renew(folder: Path, *, issuer: bool, holder: Path | None) -> None:
-    """Renew the issuer, or the certificate in a folder that `issue` wrote, with a new key, in place."""
-    if issuer == (holder is not None):
-        raise click.UsageError("give --issuer, or --in FOLDER")
+def renew(folder: Path, *, root: bool, issuer: bool, holder: Path | None) -> None:
+    """Renew the root, the issuer, or the certificate in a folder that `issue` wrote, with a new key, in place."""
+    if sum((root, issuer, holder is not None)) != 1:
+        raise click.UsageError("give --root, --issuer, or --in FOLDER")
     with _authority(folder) as authority:
-        if holder is None:
+        if root:
+            authority.renew_root()
+        elif holder is None:
             authority.renew_issuer()
         else:
             authority.renew_in(holder)

@@ -171,9 +171,7 @@ def _gate(config: Config) -> Iterator[Gate]:
         return
     denied = DenyList(config.tls.denied_file)
     with contextlib.closing(Tokens(config.tokens_path)) as tokens:
-        yield Gate(
-            Identification(domain=config.tls.trust_domain, denied=denied, tokens=tokens, now=_now)
-        )
+        yield Gate(Identification(domain=config.tls.trust_domain, denied=denied, tokens=tokens, now=_now))
 
 
 @contextlib.asynccontextmanager

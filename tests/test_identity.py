@@ -25,7 +25,7 @@ from edge_agg.identity.renewal import Renewal, due
 from edge_agg.identity.request import Request
 from edge_agg.telemetry import Event, watch
 from edge_agg.uplink import GrpcWire
-from tests.cloud_collector.fleet import DOMAIN, Fleet
+from tests.cloud_collector.fleet import DOMAIN, Fleet, pushed, refusal
 from tests.cloud_collector.front import release
 from tests.fakes import FakeClock
 
@@ -209,6 +209,44 @@ def test_a_certificate_is_renewed_at_two_thirds_and_used(
         mutant.setattr(GrpcWire, "_dial_if_changed", stay)
         with pytest.raises(Exception, match="UNAUTHENTICATED"):
             asyncio.run(check_renewal(fleet, "mutant", said))
+
+
+@pytest.mark.slow
+def test_a_fleet_follows_a_change_of_the_root(fleet: Fleet) -> None:
+    """Agent by agent as they renew, then the server; nobody is cut off until the old root is taken out."""
+
+    async def go() -> None:
+        roots = fleet.pki / "root.pem"
+        with fleet.serving(ca_file=roots) as served:
+            files, late = enrolled(fleet, served.open), fleet.holder("acme", "jfk")
+            credentials = Credentials(files)
+            wire = GrpcWire(served.address, deadline_s=10, credentials=credentials)
+
+            async def taken(n: int) -> bool:
+                receipts = await wire.push([Waiting(release("jfk", n, tenant="acme"))])
+                return [one.refusal for one in receipts] == [""]
+
+            with fleet.authority() as authority:
+                authority.renew_root()
+            assert await taken(0)
+            clock = FakeClock(due(credentials.held()))
+            assert await Renewal(
+                address=served.address, credentials=credentials, clock=clock, jitter=lambda: 0.5
+            ).look()
+            assert await taken(1)
+            with fleet.authority() as authority:
+                authority.renew_in(fleet.folder / "server")
+            new_root = roots.read_bytes()[: roots.read_bytes().index(b"-----BEGIN", 1)]
+            roots.write_bytes(new_root)
+            fresh = GrpcWire(served.address, deadline_s=10, credentials=Credentials(files))
+            receipts = await fresh.push([Waiting(release("jfk", 2, tenant="acme"))])
+            assert [one.refusal for one in receipts] == [""]
+            with late.channel(served.address, files.ca.read_bytes()) as channel:
+                assert refusal(lambda: pushed(channel, release("jfk", 3, tenant="acme"))) == "UNAVAILABLE"
+            await fresh.close()
+            await wire.close()
+
+    asyncio.run(go())
 
 
 def test_a_renewal_that_fails_changes_nothing_and_is_said(

@@ -80,12 +80,12 @@ class Authority:
 
     @property
     def anchors(self) -> bytes:
-        """The roots to trust, in PEM."""
+        """The roots to trust, in PEM, the newest first."""
         return (self._folder / "root.pem").read_bytes()
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the root's certificate in hex, for devices that have nothing else yet."""
+        """sha256 of the newest root in hex, for devices that have nothing else yet."""
         return x509.load_pem_x509_certificate(self.anchors).fingerprint(hashes.SHA256()).hex()
 
     def certificates(self) -> list[Issued]:
@@ -162,12 +162,17 @@ class Authority:
 
     def renew_issuer(self) -> None:
         """Another issuer below the same root; what the old one signed stays valid. Needs the root's key."""
-        root, now = self._signer("root"), self._now()
-        issuer = make.make_issuer(self.domain, root, now)
+        self._put_issuer(make.make_issuer(self.domain, self._signer("root"), self._now()))
+
+    def renew_root(self) -> None:
+        """Another root with another issuer; the roots before it stay anchors until somebody takes them out."""
+        now = self._now()
+        root, domain = make.make_root(self.domain, now), self.domain
         with self._index.changing():
-            self._index.note(_record(issuer.certificate, "issuer", self.domain, now))
-        write(self._folder / "issuer.key", make.key_pem(issuer.key), mode=0o600)
-        write(self._folder / "issuer.pem", make.pem(issuer.certificate))
+            self._index.note(_record(root.certificate, "root", domain, now))
+        write(self._folder / "root.key", make.key_pem(root.key), mode=0o600)
+        write(self._folder / "root.pem", make.pem(root.certificate) + self.anchors)
+        self._put_issuer(make.make_issuer(domain, root, now))
 
     def revoke(self, *, serial: int | None = None, subject: str | None = None) -> list[Issued]:
         """Deny certificates that are still valid, for good: one, or all of a subject; what was denied."""
@@ -190,6 +195,12 @@ class Authority:
         if not held or held[0].kind not in {"agent", "analyst", "server"}:
             raise RequestInvalid("this authority has no such certificate to renew, or it was revoked")
         return held[0]
+
+    def _put_issuer(self, issuer: make.Issuer) -> None:
+        with self._index.changing():
+            self._index.note(_record(issuer.certificate, "issuer", self.domain, self._now()))
+        write(self._folder / "issuer.key", make.key_pem(issuer.key), mode=0o600)
+        write(self._folder / "issuer.pem", make.pem(issuer.certificate))
 
     def _client(self, spiffe_id: SpiffeId, key: ec.EllipticCurvePublicKey, life: timedelta) -> bytes:
         issuer, now = self._issuer(), self._now()

@@ -26,7 +26,7 @@ data = "data"
 [tls]
 cert_file = "server/cert.pem"
 key_file = "server/key.pem"
-ca_file = "server/ca.pem"
+ca_file = "pki/root.pem"
 denied_file = "pki/denied.txt"
 trust_domain = "fleet.example"
 listen_open = "127.0.0.1:0"
@@ -115,6 +115,7 @@ def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
         (["ca", "issue", "pki", "--agent", "a/b", "--out", "x"], 3),
         (["ca", "issue", "nothing", "--agent", "a", "--out", "x"], 3),
         (["ca", "renew", "pki"], 2),
+        (["ca", "renew", "pki", "--root", "--issuer"], 2),
         (["ca", "revoke", "pki", "xyz"], 2),
         (["ca", "token", "pki", "--agent", ".."], 3),
         (["token", "issue", "a b", "--config", "collector.toml"], 3),

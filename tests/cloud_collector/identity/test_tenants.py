@@ -5,6 +5,7 @@ The methods are read off the descriptors, so a method that is added without a ca
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -243,18 +244,21 @@ def test_no_method_shows_another_tenant(
     for room, name, broken in (
         (service, "_listed", lambda found, asker: listed(found, everything)),
         (Rows, "__init__", nobody_asked),
-        (PlanRegistry, "find", lambda self, name, version=None, tenant=None: first(all_plans(self), name)),
+        (PlanRegistry, "find", lambda self, name, version=None, tenant=None: stolen(all_plans(self), name, tenant)),
         (Caller, "sends_for", lambda self, tenant, agent: True),
     ):
         with monkeypatch.context() as mutant:
             mutant.setattr(room, name, broken)
-            mutant.setattr(Caller, "may_ask", (lambda self, tenant, plan: True) if name == "find" else Caller.may_ask)
             with pytest.raises((AssertionError, pytest.fail.Exception, grpc.RpcError)):
                 check_apart(tmp_path / name, plans)
 
 
-def first(plans: list[Any], name: str) -> Any:
-    return next(one for one in plans if one.plan.name == name)
+def stolen(plans: list[Any], name: str, tenant: str | None) -> Any:
+    """The mutant: anybody's plan of that name, as if it were the asker's."""
+    found = [one for one in plans if one.plan.name == name]
+    if not found:
+        raise PlanUnknown
+    return dataclasses.replace(found[0], tenant=tenant)
 
 
 @pytest.mark.parametrize("caller", [Caller(kind=Kind.ANALYST, tenant=OURS, name="ann")])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edge_agg.clock import Clock
     from edge_agg.contract.release import Sealed
     from edge_agg.identity.credentials import Credentials
+    from edge_agg.identity.renewal import Renewal
 
 HOLD_S = 300.0
 """How long a held release waits, seconds; a plan that its collector does not know yet is the usual reason."""
@@ -165,6 +166,8 @@ class Uplink:
     batch: int
     retry_first_s: float
     retry_limit_s: float
+    renewal: Renewal | None = None
+    """Keeps the wire's certificate young; None where there is none."""
     _held: dict[int, datetime] = field(default_factory=dict)
     _failures: int = 0
     _limit: int | None = None
@@ -184,10 +187,17 @@ class Uplink:
     async def run(self, stop: asyncio.Event) -> None:
         """Send for as long as the agent lives; setting `stop` also ends a back-off."""
         self._stop = stop
-        while not stop.is_set():
-            self._wake.clear()
-            if await self.send_once() == "idle":
-                await wait_first(self._wake.wait(), stop.wait(), self.clock.wait(HOLD_S))
+        renewing = None if self.renewal is None else asyncio.create_task(self.renewal.run(stop))
+        try:
+            while not stop.is_set():
+                self._wake.clear()
+                if await self.send_once() == "idle":
+                    await wait_first(self._wake.wait(), stop.wait(), self.clock.wait(HOLD_S))
+        finally:
+            if renewing is not None:
+                if not stop.is_set():  # a journal that failed waits for nobody; else what was begun is finished
+                    renewing.cancel()
+                await asyncio.wait([renewing])
 
     async def wait_drained(self, patience_s: float) -> bool:
         """Send until nothing waits, or until nothing was acked for `patience_s` seconds.

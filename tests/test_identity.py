@@ -24,10 +24,10 @@ from edge_agg.identity.files import IdentityFiles
 from edge_agg.identity.renewal import Renewal, due
 from edge_agg.identity.request import Request
 from edge_agg.telemetry import Event, watch
-from edge_agg.uplink import GrpcWire
+from edge_agg.uplink import GrpcWire, Uplink
 from tests.cloud_collector.fleet import DOMAIN, Fleet, pushed, refusal
 from tests.cloud_collector.front import release
-from tests.fakes import FakeClock
+from tests.fakes import FakeClock, FakeCollector, settle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -289,6 +289,50 @@ def test_an_agent_looks_from_time_to_time_until_it_stops(fleet: Fleet) -> None:
         await asyncio.wait_for(running, 5)
 
     asyncio.run(go())
+
+
+async def check_beside(renewal: Any) -> None:
+    class Empty:
+        """A journal in which nothing waits."""
+
+        def waiting(self, limit: int, *, skip: Any) -> list[Any]:
+            return []
+
+    stop = asyncio.Event()
+    uplink = Uplink(
+        journal=Empty(),  # type: ignore[arg-type]  # nothing is settled
+        wire=FakeCollector(),
+        clock=FakeClock(),
+        jitter=lambda: 0.5,
+        batch=1,
+        retry_first_s=1.0,
+        retry_limit_s=1.0,
+        renewal=renewal,
+    )
+    running = asyncio.create_task(uplink.run(stop))
+    await settle()
+    stop.set()
+    await asyncio.wait_for(running, 5)
+
+
+def test_the_uplink_renews_also_in_a_drain(fleet: Fleet, said: list[tuple[Event, dict[str, Any]]]) -> None:
+    """It looks at once, survives what nobody foresaw, and ends only when the look is over."""
+    files = IdentityFiles.within(fleet.hand_out("jfk", fleet.holder("acme", "jfk")))
+    looks: list[str] = []
+
+    class Noting(Renewal):
+        async def look(self) -> bool:
+            looks.append("begun")
+            await asyncio.sleep(0)
+            looks.append("over")
+            raise RuntimeError
+
+    asyncio.run(
+        check_beside(Noting(address="x:1", credentials=Credentials(files), clock=FakeClock(), jitter=lambda: 0.5))
+    )
+    assert looks == ["begun", "over"]
+    assert said == [(Event.RENEWAL_FAILED, {"cause": "RuntimeError"})]
+    asyncio.run(check_beside(None))
 
 
 def check_cut(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

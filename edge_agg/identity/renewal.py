@@ -1,6 +1,6 @@
 """The next certificate, before this one ends: at two thirds of its life, over a new key.
 
-Place: beside the uplink, for as long as the agent lives.
+Place: the uplink runs it beside its calls, in a drain as well as in an agent that lives for years.
 Invariants: a renewal that fails changes nothing and is tried again until the certificate ends, and after; the new pair
 is on the disk before it is used; the uplink notices by itself.
 """
@@ -47,9 +47,12 @@ class Renewal:
     """Uniform in [0, 1), so that a fleet that enrolled at once does not renew at once."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look at the certificate's age from time to time, until `stop` is set."""
+        """Look at the certificate's age, at once and from time to time, until `stop` is set."""
         while not stop.is_set():
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # noqa: BLE001  # nobody watches this task; what ended it today may pass
+                emit(Event.RENEWAL_FAILED, cause=type(error).__name__)
             await wait_first(stop.wait(), self.clock.wait(LOOK_S * (0.5 + 0.5 * self.jitter())))
 
     async def look(self) -> bool:

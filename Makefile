@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 DEMO_PORT ?= 8815
 MARKS ?= not slow
 JOBS ?= 0
+MINUTES ?= 20
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup bench-privacy bench-peers demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
+.PHONY: help setup bench-privacy bench-peers bench-agent soak fuzz tools demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
 
 help: ## what there is to type
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +28,19 @@ bench-peers: setup ## the same questions to other systems, each in its own envir
 	$(BIN)/python -m benchmarks.privacy.environments
 	$(BIN)/python -m benchmarks.privacy --peers --missing
 	$(BIN)/python -m benchmarks.privacy.page
+
+bench-agent: setup ## what an agent costs a box: start, rest, intake, closing; a line a bar
+	$(BIN)/python -m benchmarks.agent
+
+soak: setup ## an agent under 200,000 events a second for MINUTES (20): memory flat, nothing lost
+	$(BIN)/python -m benchmarks.agent.soak --minutes $(MINUTES)
+
+fuzz: setup ## coverage-guided fuzzing of decode and the readers, five minutes a target
+	for target in typed lines cells frames; do \
+	  $(BIN)/python -m tests.fuzz.harness $$target -max_total_time=300 -max_len=256 || exit 1; done
+
+tools: ## what tests need besides Python: a Mosquitto broker from Debian, unpacked under .tools/
+	sh tests/conformance/mosquitto.sh
 
 demo: setup ## the main job on real flights: three agents, a collector, a table, a chart
 	DEMO_PORT=$(DEMO_PORT) $(BIN)/python -m examples.flights.demo

@@ -1,4 +1,4 @@
-"""The command line of the edge agent: `check`, `preview`, `run`, `status`, `ledger`, `enroll`.
+"""The command line of the edge agent: `check`, `preview`, `run`, `status`, `ledger`, `doctor`, `enroll`.
 
 Heavy rooms are imported when a command needs them.
 """
@@ -6,11 +6,10 @@ Heavy rooms are imported when a command needs them.
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -39,17 +38,18 @@ if TYPE_CHECKING:
 EXIT_CODES = """\b
 Exit codes:
   0  done
-  1  unexpected failure
+  1  unexpected failure; doctor: something is wrong
   2  wrong usage
   3  config or plan invalid, or a budget too small for any noise
   4  a source cannot be read
-  5  the journal cannot be read or written
+  5  the journal or the spool cannot be read or written
   6  run --drain: the collector did not take everything in time; run again
   7  run --drain: the collector refused a release for good; see status
-  8  ledger: the journal contradicts its plans, its chain or its budgets
+  8  ledger verify: the journal contradicts its plans, its chain or its budgets
   9  enroll: no certificate was given out
 """
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,9 +71,9 @@ def check(path: Path, sites: int, what_if: Path | None, account: str | None) -> 
     if (what_if is None) != (account is None):
         raise click.UsageError("--what-if and --account stand together")
     with _exit_codes():
-        from edge_agg import report
+        from edge_agg.report import check as page
 
-        report.check(path, sites, what_if=what_if, account=account)
+        page.check(path, sites, what_if=what_if, account=account)
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -117,57 +117,82 @@ def preview(
 def run(config: Path, *, drain: bool, patience: float, log: str | None) -> None:
     """Run the agent that CONFIG describes, until SIGTERM; or once with --drain."""
     with _exit_codes():
-        from edge_agg import report, telemetry
-        from edge_agg.agent import build
-        from edge_agg.clock import SystemClock
+        from edge_agg import process, telemetry
         from edge_agg.config import load
 
         log = log or ("bars" if sys.stderr.isatty() else "json")
         telemetry.configure(quiet=log != "json")
         loaded, plans = load(config)
-
-        async def work() -> bool:
-            agent = build(loaded, plans, clock=SystemClock())
-            task = asyncio.ensure_future(agent.drain(patience)) if drain else None
-            stop = asyncio.Event()
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, task.cancel if task else stop.set)
-            try:
-                if task is not None:
-                    return await task
-                await agent.run(stop)
-            finally:
-                await agent.close()
-            return True
-
-        with report.bars() if log == "bars" else nullcontext():
-            drained = asyncio.run(work())
+        with _bars() if log == "bars" else nullcontext():
+            if drain:
+                drained = asyncio.run(process.drain(loaded, plans, patience_s=patience))
+            else:
+                asyncio.run(process.live(config, loaded, plans))
         if drain:
             _leave(loaded.agent.state, loaded.agent.name, drained=drained)
 
 
 @cli.command(epilog=EXIT_CODES)
 @click.argument("config", type=_FILE)
-def status(config: Path) -> None:
-    """Show an agent's windows, queue and budget; safe while it runs. What it shows is for this device's operator."""
+@click.option("--json", "machine", is_flag=True, help="For machines, without what only this device may know.")
+def status(config: Path, *, machine: bool) -> None:
+    """Show an agent's windows, queue, budget and health; safe while it runs. For this device's operator."""
     with _exit_codes():
-        from edge_agg import report
+        from edge_agg.report import status as page
 
-        report.status(config)
+        page.status(config, machine=machine)
 
 
-@cli.command(epilog=EXIT_CODES)
+@cli.group(epilog=EXIT_CODES)
+def ledger() -> None:
+    """Go over an agent's books, or hand them to an auditor."""
+
+
+@ledger.command(epilog=EXIT_CODES)
 @click.argument("config", type=_FILE)
 @click.option("--json", "machine", is_flag=True, help="For machines.")
-def ledger(config: Path, *, machine: bool) -> None:
+def verify(config: Path, *, machine: bool) -> None:
     """Recompute every charge and release of an agent's journal from its plans; safe while it runs."""
     with _exit_codes():
         from edge_agg.audit import page
 
-        follows = page.ledger(config, machine=machine)
+        follows = page.verify(config, machine=machine)
     if not follows:
         sys.exit(EXIT_DIFFERS)
+
+
+@ledger.command(epilog=EXIT_CODES)
+@click.argument("config", type=_FILE)
+@click.option("--format", "kind", type=click.Choice(["json", "csv"]), default="json", show_default=True)
+@click.option("-o", "--output", type=_NEW_FILE, help="In place of standard output.")
+def export(config: Path, *, kind: Literal["json", "csv"], output: Path | None) -> None:
+    """Write every charge, and how every release was made, for an outside auditor: no values, nothing of the data."""
+    with _exit_codes():
+        from edge_agg.audit import export as books
+
+        books.export(config, kind=kind, output=output)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("config", type=_FILE)
+@click.option("-o", "--output", type=_NEW_FILE, help="Also write a support bundle (.tar.gz) that holds no raw data.")
+def doctor(config: Path, *, output: Path | None) -> None:
+    """Check an agent and the device under it, and say what to do about what is wrong; safe while it runs.
+
+    Exits with 0 if all is well, else with 1.
+    """
+    with _exit_codes():
+        from edge_agg.doctor import page
+
+        healthy = page.doctor(config, output=output)
+    if not healthy:
+        sys.exit(EXIT_UNEXPECTED)
+
+
+def _bars() -> AbstractContextManager[None]:
+    from edge_agg.report.bars import bars  # an agent that nobody watches needs no Rich
+
+    return bars()
 
 
 def _leave(state: str, name: str, *, drained: bool) -> None:
@@ -228,13 +253,15 @@ def _exit_codes() -> Iterator[None]:
         errors.PlanRefused: EXIT_CONFIG,
         errors.SourceUnreadable: EXIT_SOURCE,
         errors.JournalFailed: EXIT_JOURNAL,
+        errors.SpoolFailed: EXIT_JOURNAL,
+        errors.SpoolFull: EXIT_JOURNAL,
         errors.EnrollmentFailed: EXIT_ENROLLMENT,
     }
     try:
         yield
     except tuple(codes) as error:
         click.echo(f"edge-agg: {error}", err=True)
-        sys.exit(codes[type(error)])
+        sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
     except asyncio.CancelledError:
         click.echo("edge-agg: stopped before everything was sent; nothing is lost, run again", err=True)
         sys.exit(EXIT_NOT_DRAINED)

@@ -1,47 +1,64 @@
-"""The composition root: builds the parts, runs them, stops them in order.
+"""The agent: takes events in, closes windows as time passes, sends what is sealed, and stops in order.
 
-Place: above all rooms; it moves batches from the sources to every plan's series, and wakes the uplink.
+Place: above all rooms but the one that builds it (`assembly.py`).
 Invariants: each source is read once for all plans; the journal is touched by one thread; the order of windows over
 several plans is by start, then by the config's order, so two plans of one account spend it the same way every time.
+Windows close by the clock alone, while it is believed; what the agent waits for besides (a source that is behind, a
+disk that is full) depends on the box and not on anybody's events.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agg.clock import wait_first
-from edge_agg.config import discovery_of, horizon_of, plans_of, span_of
 from edge_agg.contract.grid import window_of
-from edge_agg.ingest.file import FileSource
+from edge_agg.errors import JournalFull
 from edge_agg.ingest.source import Part
-from edge_agg.journal import Journal, Position
-from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.statement import budget_of
-from edge_agg.series import Account, Series
+from edge_agg.journal import Position
 from edge_agg.telemetry import Event, emit
-from edge_agg.uplink import GrpcWire, Uplink
+from edge_agg.timekeeper import PLAUSIBLE
 from edge_agg.window import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from datetime import datetime
+    from typing import Any
 
+    from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
-    from edge_agg.config import Config
-    from edge_agg.contract.plan import ColumnType, Plan
-    from edge_agg.ingest.source import Frame, Source
-    from edge_agg.uplink import Wire
+    from edge_agg.ingest.source import Source
+    from edge_agg.intake import Intake
+    from edge_agg.journal import Journal
+    from edge_agg.series import Series
+    from edge_agg.timekeeper import Timekeeper
+    from edge_agg.uplink import Uplink
 
 FUTURE = timedelta(days=1)
 """Rows that claim to be from later than this are dropped: a wrong clock somewhere must not open windows ahead."""
 POLL_S = 5.0
-"""How often a live agent looks for new files and for windows that are due, seconds."""
+"""How often a live agent looks for windows that are due, seconds."""
+TIDY_EVERY = timedelta(hours=1)
+"""How often positions that nobody needs any more are forgotten."""
+NOTE_EVERY = timedelta(minutes=1)
+"""How often the journal notes the time, so that a restart can tell that the clock went back."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tuning:
+    """What a reload of the config may change in a running agent."""
+
+    hold: timedelta
+    """How long windows wait for a source that is not current."""
+    stop_s: float
+    """How long a stop may take."""
+    spool_age: timedelta
+    """How long a raw event may lie on disk."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,16 +67,23 @@ class Agent:
 
     name: str
     sources: Sequence[Source]
-    columns: dict[str, ColumnType]
-    """What is read of every source: the union of the plans' columns."""
+    intake: Intake
     series: Sequence[Series]
     journal: Journal
     uplink: Uplink
     clock: Clock
+    timekeeper: Timekeeper
+    ceilings: Ceilings
+    tuning: Tuning
     history: Span
     """The public span of a backfill, or no bounds."""
+    attendants: Sequence[Callable[[asyncio.Event], Coroutine[Any, Any, None]]] = ()
+    """What else runs beside a live agent until it stops: the status door, the watchdog."""
+    _reach: datetime | None = None
+    _noted: datetime | None = None
+    _tidied: datetime | None = None
+    _parts_read: int = 0
     _positions: list[Position] = field(default_factory=list)
-    _read: dict[str, set[Part]] = field(default_factory=dict)
 
     async def drain(self, patience_s: float) -> bool:
         """Read what is there, close every window, send everything, and wait for the acks.
@@ -69,14 +93,16 @@ class Agent:
 
         Raises:
             SourceUnreadable: fix the source and run again; nothing is lost.
-            JournalFailed: repair the disk and run again.
+            JournalFailed, SpoolFailed: repair the disk and run again.
         """
         self._begin()
         sent = asyncio.Event()
         sender = asyncio.create_task(self.uplink.run(sent))
         try:
-            await self._read_sources()
-            await self._close_until(self._drain_watermark)
+            if self.intake.trusted:
+                await self._with_intake(self._deliver_all())
+                await self._close_until(self._drain_watermark)
+                self.intake.forget(age=self.tuning.spool_age)
         finally:
             sent.set()
             await sender
@@ -85,75 +111,139 @@ class Agent:
         return drained
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Read, close and send as time passes, until `stop` is set.
+        """Read, close and send as time passes, until `stop` is set; then send for `stop_s` what is sealed.
 
         Raises:
             SourceUnreadable: fix the source and run again; nothing is lost.
-            JournalFailed: repair the disk and run again.
+            JournalFailed, SpoolFailed: repair the disk and run again.
         """
         self._begin()
-        for series in self.series:
-            if series.span.start is None:
-                every = series.measurement.plan.every
-                series.span = Span(start=window_of(self.journal.created, every), end=series.span.end)
-        sender = asyncio.create_task(self.uplink.run(stop))
-        try:
-            while not stop.is_set():
-                await self._read_sources()
-                await self._close_until(self._live_watermark)
-                await wait_first(stop.wait(), self.clock.wait(POLL_S))
-                if sender.done():
-                    break
-        finally:
-            stop.set()
-            await sender
+        await self._with_intake(self._live(stop))
+        await self._send_last()
         emit(Event.AGENT_STOPPED, agent=self.name, unacked=self.journal.unacked())
 
     async def close(self) -> None:
-        """Hang up, then close the journal; the last thing to do with an agent."""
+        """Hang up, then close the spool and the journal; the last thing to do with an agent."""
         await self.uplink.wire.close()
+        if self.intake.spool is not None:
+            self.intake.spool.close()
         self.journal.close()
 
     def _begin(self) -> None:
+        self._look_at_clock()
         for source in self.sources:
-            source.check(self.columns)
+            source.check(self.intake.columns)
         emit(Event.AGENT_STARTED, agent=self.name, plans=len(self.series))
 
-    async def _read_sources(self) -> None:
+    async def _with_intake(self, work: Coroutine[Any, Any, None]) -> None:
+        """Once the windows are as they were, do something while the intake works; let it finish what it was given."""
+        try:
+            await self.intake.replay()
+        except BaseException:
+            work.close()
+            raise
+        doing = asyncio.create_task(work)
+        taking = asyncio.create_task(self.intake.run())
+        try:
+            await asyncio.wait({doing, taking}, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                await doing
+                await wait_first(self.intake.wait_idle(), asyncio.sleep(self.tuning.stop_s))
+            else:
+                taking.result()
+        finally:
+            await _end(doing, taking)
+
+    async def _deliver_all(self) -> None:
+        self._see_ahead()
+        for source in self.sources:
+            inlet = self.intake.inlet(source.name, self._parts_done(source.name))
+            await source.deliver(inlet, asyncio.Event(), drain=True)
+        await self.intake.wait_idle()
+        self._note_parts()
+
+    # Live
+
+    async def _live(self, stop: asyncio.Event) -> None:
+        inlets = [self.intake.inlet(source.name, self._parts_done(source.name)) for source in self.sources]
+        ended = asyncio.Event()
+        crew = [
+            asyncio.create_task(work)
+            for work in (
+                self.uplink.run(ended),
+                self._tend(stop),
+                *(attend(ended) for attend in self.attendants),
+                *(source.deliver(inlet, stop, drain=False) for source, inlet in zip(self.sources, inlets, strict=True)),
+            )
+        ]
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            going = {*crew, stopping}
+            while stopping in going:
+                done, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            ended.set()
+            await asyncio.wait(going, timeout=self.tuning.stop_s)
+        finally:
+            await _end(stopping, *crew)
+
+    async def _tend(self, stop: asyncio.Event) -> None:
+        """Close windows as they come due, and keep house."""
+        while not stop.is_set():
+            await asyncio.sleep(0)  # sources that wake at the same moment look first
+            self._look_at_clock()
+            if self.intake.trusted:
+                self._first_windows()
+                self._see_ahead()
+                await wait_first(self.intake.wait_current(self.tuning.hold), stop.wait())
+                if not stop.is_set():
+                    self._note_parts()
+                    await self._close_until(self._live_watermark)
+                    self.intake.forget(age=self.tuning.spool_age)
+                    self._tidy()
+            self._look_at_disk()
+            await wait_first(stop.wait(), self.clock.wait(POLL_S))
+
+    async def _send_last(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.tuning.stop_s):
+                while self.journal.unacked() and await self.uplink.send_once() == "progress":
+                    pass
+
+    # The time
+
+    def _look_at_clock(self) -> None:
+        before = self.intake.trusted
+        doubt = self.timekeeper.look(self.clock.now(), self.clock.since_boot_s())
+        self.intake.trusted = doubt is None
+        if doubt is not None and before:
+            emit(Event.CLOCK_DOUBTED, doubt=doubt.value)
+        elif doubt is None and not before:
+            emit(Event.CLOCK_BELIEVED)
+        now = self.clock.now()
+        if doubt is None and (self._noted is None or now - self._noted >= NOTE_EVERY):
+            with suppress(JournalFull):
+                self.journal.note_clock(now)
+                self._noted = now
+
+    def _first_windows(self) -> None:
+        """A live agent has no windows before its journal was created, nor before its clock was first set."""
+        if self.journal.created < PLAUSIBLE:
+            self.journal.note_creation(self.clock.now())
+        for series in self.series:
+            if series.span.start is None:
+                first = window_of(self.journal.created, series.measurement.plan.every)
+                series.span = Span(start=first, end=series.span.end)
+
+    def _see_ahead(self) -> None:
+        """Take rows up to a day ahead of the clock, but not beyond a history's end; the limit never moves back."""
         end = self.clock.now() + FUTURE
         if self.history.end is not None:
             end = min(end, self.history.end)
+        self._reach = end if self._reach is None else max(self._reach, end)
         for series in self.series:
-            series.span = Span(start=series.span.start, end=end)
-        for source in self.sources:
-            skip = self._read.setdefault(source.name, self._parts_done(source.name))
-            frames = source.frames(self.columns, skip=skip)
-            rejected = 0
-            while (frame := await asyncio.to_thread(self._take, frames)) is not None:
-                rejected += frame.rejected
-                if frame.last:
-                    self._note_part(source.name, frame.part, end)
-                    self.series[0].counts["rejected"] += rejected
-                    rejected = 0
-
-    def _take(self, frames: Iterator[Frame]) -> Frame | None:
-        """Read one frame into every series; off the event loop, because reading and bounding release the GIL."""
-        frame = next(frames, None)
-        if frame is not None:
-            for series in self.series:
-                series.add(frame.batch)
-        return frame
-
-    def _parts_done(self, source: str) -> set[Part]:
-        done = self.journal.positions_within(source, [series.closed_before for series in self.series])
-        return {Part(path=p.path, size=p.size, mtime_ns=p.mtime_ns) for p in done}
-
-    def _note_part(self, source: str, part: Part, reach: datetime) -> None:
-        self._read[source].add(part)
-        self._positions.append(
-            Position(source=source, path=part.path, size=part.size, mtime_ns=part.mtime_ns, reach=reach)
-        )
-        emit(Event.PART_READ, source=source, parts=len(self._read[source]))
+            series.span = Span(start=series.span.start, end=self._reach)
 
     def _live_watermark(self, series: Series) -> datetime:
         """The clock's time, but never beyond the end of a history."""
@@ -168,78 +258,85 @@ class Agent:
         last = min(latest - timedelta(microseconds=1), self.clock.now() + FUTURE)
         return window_of(last, plan.every) + plan.every + plan.lateness
 
+    # Windows and positions
+
     async def _close_until(self, watermark: Callable[[Series], datetime]) -> None:
-        due = [(start, i) for i, series in enumerate(self.series) for start in series.due(watermark(series))]
-        if due:
-            emit(Event.WINDOWS_DUE, windows=len(due))
-        for start, i in sorted(due):
-            self.series[i].close(start, self._positions)
-            self._positions = []
-            self.uplink.wake()
-            await asyncio.sleep(0)
-        if self._positions and not due:
-            counts = sum((series.counts for series in self.series), Counter[str]())
-            self.journal.note(self._positions, counts)
-            self._positions = []
-            for series in self.series:
-                series.counts.clear()
+        async with self.intake.windows_at_rest():
+            due = [(start, i) for i, series in enumerate(self.series) for start in series.due(watermark(series))]
+            if due:
+                emit(Event.WINDOWS_DUE, windows=len(due))
+            self.series[0].counts.update(self.intake.counts)
+            self.intake.counts.clear()
+            try:
+                for start, i in sorted(due, key=lambda window: (window[0] != self.series[window[1]].drawn, window)):
+                    self.series[i].close(start, self._positions)
+                    self._positions = []
+                    self.uplink.wake()
+                    await asyncio.sleep(0)
+                if self._positions and not due:
+                    self._note_positions()
+            except JournalFull:
+                self._disk_is_full(full=True)
+            else:
+                over = self.journal.bytes_used > self.ceilings.disk_bytes
+                self._disk_is_full(full=over or not (self.journal.has_ballast or self.journal.restore_ballast()))
+
+    def _note_positions(self) -> None:
+        counts = sum((series.counts for series in self.series), type(self.series[0].counts)())
+        self.journal.note(self._positions, counts)
+        self._positions = []
+        for series in self.series:
+            series.counts.clear()
+
+    def _parts_done(self, source: str) -> list[Part]:
+        done = self.journal.positions_within(source, [series.closed_before for series in self.series])
+        return [Part(path=p.path, size=p.size, mtime_ns=p.mtime_ns, begin=p.begin) for p in done]
+
+    def _note_parts(self) -> None:
+        """Parts that were read to their end get their position: with the next release, or with nothing."""
+        assert self._reach is not None, "rows were taken"
+        parts, self.intake.parts = self.intake.parts, []
+        for source, part in parts:
+            self._positions.append(
+                Position(
+                    source=source,
+                    path=part.path,
+                    begin=part.begin,
+                    size=part.size,
+                    mtime_ns=part.mtime_ns,
+                    reach=self._reach,
+                )
+            )
+            self._parts_read += 1
+            emit(Event.PART_READ, source=source, parts=self._parts_read)
+
+    def _tidy(self) -> None:
+        """Forget the positions of files that are gone, and join stretches that touch."""
+        now = self.clock.now()
+        if self._tidied is not None and now - self._tidied < TIDY_EVERY:
+            return
+        self._tidied = now
+        closed = [series.closed_before for series in self.series]
+        with suppress(JournalFull):
+            for source in self.sources:
+                done = self.journal.positions_within(source.name, closed)
+                present = {part.path for part in done if part.mtime_ns == 0 or Path(part.path).exists()}
+                self.journal.tidy_positions(source.name, closed, present=present)
+
+    # The disk
+
+    def _look_at_disk(self) -> None:
+        if self.intake.spool is not None:
+            self.intake.spool.quota_bytes = self.ceilings.spool_quota()
+
+    def _disk_is_full(self, *, full: bool) -> None:
+        if full != self.ceilings.disk_full:
+            emit(Event.DISK_FULL if full else Event.DISK_RECOVERED)
+        self.ceilings.disk_full = full
 
 
-def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | None = None) -> Agent:
-    """Build an agent's parts.
-
-    Args:
-        config: the agent's config.
-        plans: the plans it names, in its order.
-        clock: the one door to time.
-        wire: the way to the collector; over gRPC unless a test brings its own. Needs a running event loop.
-
-    Raises:
-        PlanRefused: a plan cannot be calibrated.
-        JournalFailed: the state folder cannot be used.
-    """
-    measurements = [compile_plan(plan) for plan in plans]
-    accounts = {
-        account.name: Account(
-            name=account.name,
-            budget=budget_of(
-                epsilon=account.epsilon,
-                delta=account.delta,
-                horizon=horizon_of(account),
-                discovery=discovery_of(account, plans_of(config, plans, account.name)),
-            ),
-        )
-        for account in config.account
-    }
-    journal = Journal.open(Path(config.agent.state), config.agent.name, now=clock.now())
-    start, end = span_of(config.history)
-    history = Span(start=start, end=end)
-    series = [
-        Series(
-            tenant=config.agent.tenant,
-            measurement=measurement,
-            account=accounts[entry.account],
-            journal=journal,
-            span=history,
-        )
-        for measurement, entry in zip(measurements, config.plan, strict=True)
-    ]
-    uplink = Uplink(
-        journal=journal,
-        wire=wire or GrpcWire(config.collector.url, deadline_s=config.collector.deadline_s),
-        clock=clock,
-        jitter=random.random,
-        batch=config.collector.batch,
-        retry_first_s=config.collector.retry_first_s,
-        retry_limit_s=config.collector.retry_limit_s,
-    )
-    return Agent(
-        name=config.agent.name,
-        sources=[FileSource(source.path) for source in config.source],
-        columns={name: kind for plan in plans for name, kind in plan.events.columns.items()},
-        series=series,
-        journal=journal,
-        uplink=uplink,
-        clock=clock,
-        history=history,
-    )
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Call tasks off, and wait until they are gone."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,10 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The time in UTC."""
+        ...
+
+    def since_boot_s(self) -> float:
+        """Seconds since some moment of this boot: it goes on through suspends, and nobody can set it."""
         ...
 
     async def wait(self, seconds: float) -> None:
@@ -38,6 +43,10 @@ class SystemClock:
     def now(self) -> datetime:
         """The time in UTC."""
         return datetime.now(UTC)
+
+    def since_boot_s(self) -> float:
+        """CLOCK_BOOTTIME."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     async def wait(self, seconds: float) -> None:
         """Come back after that many seconds."""

@@ -20,6 +20,18 @@ class JournalFailed(EdgeError):
     """The journal could not be read or written: the agent stops. Repair the disk and start it again; never retry."""
 
 
+class JournalFull(JournalFailed):
+    """There is no room on the disk, or it is read-only: nothing was changed. Take less input and try again later."""
+
+
+class SpoolFull(EdgeError):
+    """The spool's quota or its disk is full: nothing of it was kept. Take less input and try again later."""
+
+
+class SpoolFailed(EdgeError):
+    """The spool could not be read or written: the agent stops. Repair the disk and start it again; never retry."""
+
+
 class BudgetExhausted(EdgeError):
     """The account has no room for the charge: nothing was charged or drawn. Wait for the horizon to move on."""
 

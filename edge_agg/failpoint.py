@@ -25,6 +25,9 @@ POINTS = (
 )
 """Every point there is, in the order of a release's life."""
 
+SPOOL_POINTS = ("before_spool", "spooled")
+"""Those on the way in, for events that are handed over once."""
+
 armed: Callable[[str], None] | None = None
 """What a test does at each point; None in production."""
 

@@ -20,7 +20,7 @@ from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, look
 from edge_agg.privacy.statement import budget_of, loss, period, rounded_up
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
     from edge_agg.config import AccountTable, Config
@@ -95,7 +95,12 @@ class Prospect:
 
 
 def prospects(
-    config: Config, plans: Sequence[Plan], *, now: datetime, extra: tuple[Plan, str] | None = None
+    config: Config,
+    plans: Sequence[Plan],
+    *,
+    now: datetime,
+    extra: tuple[Plan, str] | None = None,
+    vetoed: Collection[str] = (),
 ) -> list[Prospect]:
     """Every account of an agent, with what its journal has charged, if there is one.
 
@@ -104,6 +109,7 @@ def prospects(
         plans: its plans.
         now: the time, for an agent that has neither journal nor history.
         extra: a plan that is not configured yet, and the account that would pay for it.
+        vetoed: the names of plans that the device's policy forbids: they charge nothing.
 
     Raises:
         JournalFailed: there is a journal, and it cannot be read.
@@ -111,7 +117,10 @@ def prospects(
     folder = Path(config.agent.state)
     journal = Journal.read(folder, config.agent.name) if (folder / "journal.sqlite").exists() else None
     try:
-        return [_prospect(config, account, plans, journal, now=now, extra=extra) for account in config.account]
+        return [
+            _prospect(config, account, plans, journal, now=now, extra=extra, vetoed=vetoed)
+            for account in config.account
+        ]
     finally:
         if journal is not None:
             journal.close()
@@ -125,12 +134,14 @@ def _prospect(
     *,
     now: datetime,
     extra: tuple[Plan, str] | None,
+    vetoed: Collection[str],
 ) -> Prospect:
     own = plans_of(config, plans, account.name)
     if extra is not None and extra[1] == account.name:
         own = [*(plan for plan in own if plan.name != extra[0].name), extra[0]]
+    running = [plan for plan in own if plan.name not in vetoed]
     start, end = span_of(config.history)
-    measurements = [compile_plan(plan) for plan in own]
+    measurements = [compile_plan(plan) for plan in running]
     return Prospect(
         account=account,
         budget=budget_of(

@@ -20,7 +20,7 @@ from edge_agg.contract.address import is_loopback
 from edge_agg.contract.refusal import PUSHBACK_KEY, RULES, Refusal
 from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.contract.v1 import collector_pb2_grpc, release_pb2
-from edge_agg.errors import ConfigInvalid
+from edge_agg.errors import ConfigInvalid, JournalFull
 from edge_agg.failpoint import failpoint
 from edge_agg.telemetry import Event, emit
 
@@ -238,7 +238,11 @@ class Uplink:
             return await self._after_failure(mismatch, batch)
         failpoint("receipts_arrived")
         self._limit = None
-        settled, retry = self._settle(batch, receipts)
+        try:
+            settled, retry = self._settle(batch, receipts)
+        except JournalFull:  # acked, and the disk had no room to say so: the same bytes go again, and are known
+            await self._back_off("JOURNAL_FULL", self._backoff())
+            return "failed"
         if retry is None:
             self._failures = 0
             return "progress" if settled else "idle"

@@ -47,31 +47,39 @@ class FakeClock:
 
     def __init__(self, now: datetime = MONDAY, *, jumps: bool = False) -> None:
         self.time = now
+        """What the wall says; a test that sets it makes the clock jump."""
         self.jumps = jumps
         self.waits: list[float] = []
         """Every wait that was asked for, seconds."""
-        self._asleep: list[tuple[datetime, int, asyncio.Future[None]]] = []
+        self._passed_s = 0.0
+        self._asleep: list[tuple[float, int, asyncio.Future[None]]] = []
         self._ids = itertools.count()
 
     def now(self) -> datetime:
         """The virtual time."""
         return self.time
 
+    def since_boot_s(self) -> float:
+        """The virtual time that has passed; a clock that jumps leaves it alone."""
+        return self._passed_s
+
     async def wait(self, seconds: float) -> None:
         """Come back when the virtual time is there."""
         self.waits.append(seconds)
         if self.jumps and seconds < HOLD_S:
             self.time += timedelta(seconds=seconds)
+            self._passed_s += seconds
             await asyncio.sleep(0)
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._asleep, (self.time + timedelta(seconds=seconds), next(self._ids), future))
+        heapq.heappush(self._asleep, (self._passed_s + seconds, next(self._ids), future))
         await future
 
     async def advance(self, by: timedelta) -> None:
         """Let time pass, wake who is due, and let everybody run until nothing moves."""
         self.time += by
-        while self._asleep and self._asleep[0][0] <= self.time:
+        self._passed_s += by.total_seconds()
+        while self._asleep and self._asleep[0][0] <= self._passed_s:
             future = heapq.heappop(self._asleep)[2]
             if not future.done():
                 future.set_result(None)
@@ -82,6 +90,20 @@ async def settle(turns: int = 50) -> None:
     """Let every task run until it waits for something."""
     for _ in range(turns):
         await asyncio.sleep(0)
+
+
+async def rest(patience_s: float = 20.0) -> None:
+    """Let every task run, threads included, until all of them wait for something; a busy machine only takes longer."""
+    loop = asyncio.get_running_loop()
+    until, calm = loop.time() + patience_s, 0
+    while calm < 3 and loop.time() < until:
+        await settle()
+        executor: Any = getattr(loop, "_default_executor", None)
+        busy = executor is not None and (
+            not executor._work_queue.empty() or executor._idle_semaphore._value < len(executor._threads)
+        )
+        calm = 0 if busy else calm + 1
+        await asyncio.sleep(0.002)
 
 
 class UniqueNoise:
@@ -181,6 +203,7 @@ def small_plan_text(
     name: str = "small",
     every: str = "7d",
     lateness: str = "1h",
+    late: str | None = None,
     unit: str = "string",
     keys: str = '["a", "b"]',
     other: bool = True,
@@ -201,6 +224,7 @@ def small_plan_text(
     delta = "delta = 1e-6" if mechanism == "gaussian" else ""
     bounds = "" if max_windows is None else f'max_windows = {max_windows}\nperiod = "{period}"'
     values = f"values = {keys}\nother = {str(other).lower()}"
+    order = f'lateness = "{lateness}"' + ("" if late is None else f'\nlate = "{late}"')
     cells = values if discover is None else f"discover = {{ delta = {discover!r} }}"
     return f"""
 [plan]
@@ -217,7 +241,7 @@ max_rows_per_partition = {max_rows}
 {bounds}
 [window]
 every = "{every}"
-lateness = "{lateness}"
+{order}
 [[partition]]
 column = "{by}"
 {cells}

@@ -12,6 +12,7 @@ import pytest
 from cloud_collector.config import load as load_collector
 from edge_agg.config import load as load_agent
 from edge_agg.contract.plan import parse_plan, plan_hash
+from edge_agg.policy import Policy, load_policy
 from examples.flights.site import PLAN
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,8 @@ def test_a_sample_is_read_by_the_program(text: str, tmp_path: Path) -> None:
         load_agent(sample)
     elif "collector" in tables:
         load_collector(sample)
+    elif "plan" not in tables and tables.keys() <= set(Policy.__struct_fields__):
+        load_policy(sample)
     else:
         parse_plan(text)
 

@@ -8,4 +8,5 @@
 | losses.py | each release's loss, recomputed from its mechanisms by their maps |
 | recount.py | both, and every account against its budget |
 | page.py | what a person, or a program, is shown |
+| export.py | the rows as they are, for an auditor elsewhere |
 """

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SCHEMA_VERSION = 2
-"""Of the journal, as this auditor knows it."""
+SCHEMA_VERSIONS = (2, 3)
+"""Of the journals that this auditor can read: those whose plans, charges and releases stand in these columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +95,9 @@ def open_books(folder: Path) -> Iterator[Books]:
 
 def _books(db: apsw.Connection) -> Books:
     version = db.execute("PRAGMA user_version").get
-    if version != SCHEMA_VERSION:
-        raise JournalFailed(f"the journal has version {version}, this program reads {SCHEMA_VERSION}")
+    if version not in SCHEMA_VERSIONS:
+        known = " and ".join(map(str, SCHEMA_VERSIONS))
+        raise JournalFailed(f"the journal has version {version}, this program reads {known}")
     incarnation, agent = next(iter(db.execute("SELECT incarnation, agent FROM journal")))
     plans = db.execute("SELECT plan_hash, name, text FROM plan ORDER BY name, plan_hash")
     charges = db.execute(

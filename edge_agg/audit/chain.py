@@ -43,6 +43,8 @@ class Chain:
     head: bytes = b""
     statuses: dict[bytes, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """By plan, how many windows were sealed with each status."""
+    names: dict[bytes, str] = field(default_factory=dict)
+    """By plan, what its releases call it."""
     last: dict[bytes, int] = field(default_factory=dict)
     """By plan, the start of the last window that was sealed."""
     sealed: set[tuple[bytes, int]] = field(default_factory=set)
@@ -66,6 +68,8 @@ def check_chain(
         differences += [Difference(where=label, problem=problem) for problem in problems]
         chain.releases, chain.head = row.seq, row.hash
         chain.statuses[row.plan_hash][row.status] += 1
+        if row.plan_hash not in chain.names and (header := _header(row)) is not None:
+            chain.names[row.plan_hash] = header.plan
         chain.last[row.plan_hash] = row.start_us
         chain.sealed.add((row.plan_hash, row.start_us))
     return chain
@@ -121,6 +125,7 @@ def _matches(row: ReleaseRow, measurement: Measurement | None, ledger: _Ledger) 
     said = (header.plan_hash, header.window_start_us, header.window_end_us, status)
     if said != (row.plan_hash, row.start_us, row.end_us, row.status):
         yield "says another plan, window or status than its row"
+    yield from _veto(row, header)
     yield from _payload(row, header)
     own = ledger.of_window.get((row.plan_hash, row.start_us), [])
     yield from _charged(row, header, own, ledger)
@@ -130,6 +135,11 @@ def _matches(row: ReleaseRow, measurement: Measurement | None, ledger: _Ledger) 
         return  # said with the charge
     else:
         yield from _without_text(header)
+
+
+def _veto(row: ReleaseRow, header: pb.ReleaseHeader) -> Iterable[str]:
+    if header.veto != pb.VETO_UNSPECIFIED and row.status != Status.VETOED:
+        yield "names a veto, and was not vetoed"
 
 
 def _payload(row: ReleaseRow, header: pb.ReleaseHeader) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""What `edge-agg ledger` shows: a table an account, the sums in words, and every difference; or the same as JSON.
+"""What `edge-agg ledger verify` shows: a table an account, the sums in words, every difference; or all as JSON.
 
 Place: above `recount.py`. Invariant: nothing of the data but losses; exact amounts as fractions.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edge_agg.privacy.statement import Loss
 
 
-def ledger(path: Path, *, machine: bool) -> bool:
+def verify(path: Path, *, machine: bool) -> bool:
     """Go over an agent's journal, and print what was found.
 
     Returns:
@@ -64,10 +64,10 @@ def _show(console: Console, found: Recount, tables: dict[str, AccountTable]) -> 
     for account in found.accounts:
         table = Table(title=escape(f"account {account.name}"))
         table.add_column("plan")
-        for name in ("released", "exhausted", "lost", "open", "charges", "rho"):
+        for name in ("released", "exhausted", "lost", "vetoed", "open", "charges", "rho"):
             table.add_column(name, justify="right")
         for plan in account.plans:
-            statuses = (str(plan.statuses.get(name, 0)) for name in ("released", "exhausted", "lost"))
+            statuses = (str(plan.statuses.get(name, 0)) for name in ("released", "exhausted", "lost", "vetoed"))
             charges = f"{plan.charges}" + (f" ({plan.redrawn} again)" if plan.redrawn else "")
             version = "?" if plan.measurement is None else str(plan.measurement.plan.version)
             table.add_row(
@@ -79,6 +79,9 @@ def _show(console: Console, found: Recount, tables: dict[str, AccountTable]) -> 
             )
         console.print(table)
         console.print(_in_words(account, tables.get(account.name)))
+    for name, sealed in found.uncharged.items():
+        windows = ", ".join(f"{n} {status}" for status, n in sorted(sealed.items()))
+        console.print(f"never charged: {escape(name)}: {escape(windows)}", highlight=False)
     if found.differences:
         console.print(f"[bold red]{len(found.differences)} differences:[/]")
         for difference in found.differences:
@@ -119,6 +122,7 @@ def _as_json(found: Recount, tables: dict[str, AccountTable]) -> dict[str, Any]:
         "releases": found.releases,
         "head": found.head.hex(),
         "accounts": [_account_json(account, tables.get(account.name)) for account in found.accounts],
+        "uncharged": {plan: dict(statuses) for plan, statuses in found.uncharged.items()},
         "differences": [{"where": one.where, "problem": one.problem} for one in found.differences],
     }
 

@@ -1,6 +1,6 @@
 """A journal gone over again: charges, releases, and every account against its budget.
 
-Place: the top of the audit, for `edge-agg ledger`; below it only `page.py`, which shows what was found.
+Place: the top of the audit, for `edge-agg ledger verify`; below it only `page.py`, which shows what was found.
 Invariants: it changes nothing; one snapshot; every difference is said, and one is enough for the books to be wrong.
 """
 
@@ -65,6 +65,8 @@ class Recount:
     head: bytes
     """The hash of the last release."""
     accounts: Sequence[AccountCount]
+    uncharged: Mapping[str, Mapping[str, int]]
+    """Plans that no account was ever charged for (vetoed, say), by name and hash: their windows by status."""
     differences: Sequence[Difference]
 
 
@@ -99,8 +101,18 @@ def recount(books: Books, budgets: Mapping[str, Budget]) -> Recount:
         releases=chain.releases,
         head=chain.head,
         accounts=accounts,
+        uncharged=_uncharged(charges, chain),
         differences=differences,
     )
+
+
+def _uncharged(charges: Sequence[Charged], chain: Chain) -> dict[str, Mapping[str, int]]:
+    charged = {one.row.plan_hash for one in charges}
+    return {
+        f"{chain.names.get(plan_hash, '?')} {plan_hash.hex()[:12]}": statuses
+        for plan_hash, statuses in chain.statuses.items()
+        if plan_hash not in charged
+    }
 
 
 def _left_behind(charges: Sequence[Charged], chain: Chain) -> list[Difference]:

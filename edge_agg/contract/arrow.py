@@ -19,6 +19,7 @@ import pyarrow as pa
 import zstandard
 
 from edge_agg.contract.errors import MalformedRelease
+from edge_agg.contract.flat import CONTINUATION, Message, Table, message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ZSTD_LEVEL = 9
-_CONTINUATION = 0xFFFFFFFF
-_END = struct.pack("<II", _CONTINUATION, 0)
+_END = struct.pack("<II", CONTINUATION, 0)
 _SCHEMA, _RECORD_BATCH = 1, 3
 
 
@@ -154,44 +154,18 @@ def _inflate(payload: bytes, limit: int) -> bytes:
     return stream
 
 
-class _Message(NamedTuple):
-    """One encapsulated IPC message, its metadata not yet trusted."""
-
-    kind: int
-    raw: bytes
-    metadata: bytes
-    header: int
-    body: int
-
-
-def _frame(stream: bytes) -> tuple[_Message, _Message]:
+def _frame(stream: bytes) -> tuple[Message, Message]:
     """Split a stream into exactly one schema and one record batch, followed by the end mark and nothing."""
-    head, at = _message(stream, 0)
-    batch, at = _message(stream, at)
+    head, at = message(stream, 0)
+    batch, at = message(stream, at)
     if (head.kind, head.body, batch.kind) != (_SCHEMA, 0, _RECORD_BATCH) or stream[at:] != _END:
         raise MalformedRelease("not exactly one schema and one record batch")
     return head, batch
 
 
-def _message(stream: bytes, at: int) -> tuple[_Message, int]:
+def _check_batch(batch: Message, wanted: pa.Schema, rows: int) -> None:
     try:
-        mark, length = struct.unpack_from("<II", stream, at)
-        metadata = stream[at + 8 : at + 8 + length]
-        if mark != _CONTINUATION or length == 0 or length % 8 or len(metadata) != length:
-            raise MalformedRelease("broken message framing")
-        table = _Table.root(metadata)
-        body = table.scalar(3, "<q")
-        end = at + 8 + length + body
-        if body < 0 or end > len(stream) or table.has(4):
-            raise MalformedRelease("broken message framing")
-        return _Message(table.scalar(1, "<B"), stream[at:end], metadata, table.offset(2), body), end
-    except struct.error:
-        raise MalformedRelease("broken message framing") from None
-
-
-def _check_batch(batch: _Message, wanted: pa.Schema, rows: int) -> None:
-    try:
-        table = _Table(batch.metadata, batch.header)
+        table = Table(batch.metadata, batch.header)
         if table.scalar(0, "<q") != rows:
             raise MalformedRelease("the row count is not the plan's")
         if table.has(3) or table.has(4):
@@ -220,45 +194,3 @@ def _lengths(wanted: pa.Schema, rows: int) -> list[int | None]:
     for field in wanted:
         lengths += [0, 4 * (rows + 1), None] if pa.types.is_string(field.type) else [0, 8 * rows]
     return lengths
-
-
-class _Table:
-    """A bounds-checked view of one flatbuffers table: every read raises `struct.error` when it leaves the bytes."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self._data, self._at = data, at
-        self._vtable = at - self._read("<i", at)
-        self._fields = (self._read("<H", self._vtable) - 4) // 2
-
-    @classmethod
-    def root(cls, data: bytes) -> _Table:
-        return cls(data, struct.unpack_from("<I", data, 0)[0])
-
-    def _read(self, layout: str, at: int) -> int:
-        if at < 0:
-            raise struct.error
-        return int(struct.unpack_from(layout, self._data, at)[0])
-
-    def _slot(self, index: int) -> int:
-        return self._read("<H", self._vtable + 4 + 2 * index) if index < self._fields else 0
-
-    def has(self, index: int) -> bool:
-        return self._slot(index) != 0
-
-    def scalar(self, index: int, layout: str) -> int:
-        return self._read(layout, self._at + self._slot(index)) if self.has(index) else 0
-
-    def offset(self, index: int) -> int:
-        if not self.has(index):
-            raise struct.error
-        at = self._at + self._slot(index)
-        return at + self._read("<I", at)
-
-    def pairs(self, index: int) -> list[tuple[int, int]]:
-        """A vector of structs of two int64, at most as long as the metadata is."""
-        at = self.offset(index)
-        count = self._read("<I", at)
-        if count * 16 > len(self._data):
-            raise struct.error
-        values = struct.unpack_from(f"<{2 * count}q", self._data, at + 4)
-        return list(zip(values[::2], values[1::2], strict=True))

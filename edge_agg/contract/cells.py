@@ -11,10 +11,12 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
-from edge_agg.contract.grammar import OTHER, Key, Partition, Plan
+from edge_agg.contract.grammar import OTHER, Partition, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from edge_agg.contract.derivation import Key
 
 
 def dimension(partition: Partition) -> list[Key]:

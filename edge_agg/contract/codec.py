@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.plan import PlanHash
-from edge_agg.contract.release import Charge, KeySpec, Link, Mechanism, Release, Sealed, Status, VectorSpec
+from edge_agg.contract.release import Charge, KeySpec, Link, Mechanism, Release, Sealed, Status, VectorSpec, Veto
 from edge_agg.contract.v1 import release_pb2 as pb
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -32,8 +32,10 @@ _STATUS = {
     Status.VETOED: pb.STATUS_VETOED,
 }
 _MECHANISM = {Mechanism.GAUSSIAN: pb.MECHANISM_GAUSSIAN, Mechanism.LAPLACE: pb.MECHANISM_LAPLACE}
+_VETO = {veto: pb.Veto.Value(f"VETO_{veto.name}") for veto in Veto}
 _STATUS_BACK = {number: status for status, number in _STATUS.items()}
 _MECHANISM_BACK = {number: mechanism for mechanism, number in _MECHANISM.items()}
+_VETO_BACK = {number: veto for veto, number in _VETO.items()}
 
 
 def to_us(moment: datetime) -> int:
@@ -114,6 +116,7 @@ def _header(release: Release) -> pb.ReleaseHeader:
         rows=release.rows,
         payload_sha256=release.payload_sha256,
         selection=None if release.selection is None else _selection(release.selection),
+        veto=pb.VETO_UNSPECIFIED if release.veto is None else _VETO[release.veto],
     )
 
 
@@ -167,6 +170,7 @@ def _release(message: pb.ReleaseHeader) -> Release:
         rows=message.rows,
         payload_sha256=message.payload_sha256,
         selection=_read_selection(message.selection) if message.HasField("selection") else None,
+        veto=_VETO_BACK.get(message.veto),  # a rule that this program does not know yet is none it could name
     )
 
 
@@ -216,6 +220,7 @@ def _check(release: Release, payload: bytes) -> None:
         and len({s.name for s in release.vectors}) == len(release.vectors),
         "a charge without a draw": release.status not in {Status.EXHAUSTED, Status.VETOED}
         or release.charge == Charge(),
+        "a veto without the status vetoed": release.veto is None or release.status is Status.VETOED,
         "a scale is not positive": all(
             0 < s.scale < math.inf and 0 < s.sensitivity < math.inf for s in release.vectors
         ),

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edge_agg.contract.derivation import ColumnType, Derivation, Filter, Key, Strict
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-ColumnType = Literal["timestamp", "string", "float", "integer", "boolean"]
-Key = str | int | bool
 
 MAX_CELLS = 100_000
 """Cells one window may have: the product of the partition columns' sizes."""
@@ -54,11 +53,7 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(microseconds=int(match[1]) * _UNIT_US[match[2]])
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the plan: frozen, and closed to fields it does not name."""
-
-
-class Identity(_Strict, frozen=True, kw_only=True):
+class Identity(Strict, frozen=True, kw_only=True):
     """`[plan]`: which plan this is."""
 
     name: str
@@ -69,16 +64,16 @@ class Identity(_Strict, frozen=True, kw_only=True):
     """For people; not part of the meaning."""
 
 
-class Events(_Strict, frozen=True, kw_only=True):
+class Events(Strict, frozen=True, kw_only=True):
     """`[events]`: what an event must have; anything else is dropped at the door."""
 
     time: str
     """The column of the event time."""
     columns: dict[str, ColumnType]
-    """Every column that is read, with its type."""
+    """Every column that is read, with its type; derived ones are not among them."""
 
 
-class PrivacyUnit(_Strict, frozen=True, kw_only=True):
+class PrivacyUnit(Strict, frozen=True, kw_only=True):
     """`[privacy_unit]`: whose rows are protected together."""
 
     column: str | None = None
@@ -94,7 +89,7 @@ class PrivacyUnit(_Strict, frozen=True, kw_only=True):
         return EVENT if self.column is None else self.column
 
 
-class Bounds(_Strict, frozen=True, kw_only=True):
+class Bounds(Strict, frozen=True, kw_only=True):
     """`[bounds]`: how much one unit may contribute to one window."""
 
     max_partitions: int
@@ -107,16 +102,18 @@ class Bounds(_Strict, frozen=True, kw_only=True):
     """The period of `max_windows`, a multiple of the window."""
 
 
-class Window(_Strict, frozen=True, kw_only=True):
+class Window(Strict, frozen=True, kw_only=True):
     """`[window]`: how event time is cut."""
 
     every: str
     """The window's length, for example `7d`."""
     lateness: str = "0s"
     """How long after its end a window stays open."""
+    late: Literal["drop", "assign"] = "drop"
+    """What becomes of a row whose window has closed: dropped, or counted in the oldest window that is still open."""
 
 
-class Range(_Strict, frozen=True, kw_only=True):
+class Range(Strict, frozen=True, kw_only=True):
     """`range = { start, stop, step }`: public integer keys; `stop` is not one of them."""
 
     start: int
@@ -124,7 +121,7 @@ class Range(_Strict, frozen=True, kw_only=True):
     step: int = 1
 
 
-class Discover(_Strict, frozen=True, kw_only=True):
+class Discover(Strict, frozen=True, kw_only=True):
     """`discover = { delta }`: keys found in the data, released where their noisy distinct units exceed a threshold."""
 
     delta: float
@@ -135,7 +132,7 @@ class Discover(_Strict, frozen=True, kw_only=True):
     """The selection's share of the loss, against the vectors'."""
 
 
-class Partition(_Strict, frozen=True, kw_only=True):
+class Partition(Strict, frozen=True, kw_only=True):
     """`[[partition]]`: a column whose keys make the cells."""
 
     column: str
@@ -169,7 +166,7 @@ class Partition(_Strict, frozen=True, kw_only=True):
         return self.values or []
 
 
-class _Metric(_Strict, frozen=True, tag_field="kind", kw_only=True):
+class _Metric(Strict, frozen=True, tag_field="kind", kw_only=True):
     name: str
     weight: float = 1.0
     """This metric's share of the loss, against the others'."""
@@ -264,7 +261,7 @@ class Ratio(_Metric, frozen=True, tag="ratio"):
 Metric = Count | DistinctUnits | Sum | Mean | Variance | Histogram | Quantiles | Ratio
 
 
-class Budget(_Strict, frozen=True, kw_only=True):
+class Budget(Strict, frozen=True, kw_only=True):
     """`[budget]`: what one window's release costs one unit at one site."""
 
     mechanism: Literal["gaussian", "laplace"]
@@ -272,7 +269,7 @@ class Budget(_Strict, frozen=True, kw_only=True):
     delta: float = 0.0
 
 
-class Plan(_Strict, frozen=True, kw_only=True):
+class Plan(Strict, frozen=True, kw_only=True):
     """A whole plan; build it with :func:`plan.parse_plan`, which also checks what types cannot say."""
 
     plan: Identity
@@ -282,7 +279,9 @@ class Plan(_Strict, frozen=True, kw_only=True):
     window: Window
     metric: list[Metric]
     budget: Budget
-    partition: list[Partition] = []
+    partition: list[Partition] = msgspec.field(default_factory=list)
+    derive: list[Derivation] = msgspec.field(default_factory=list)
+    filter: list[Filter] = msgspec.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -308,6 +307,16 @@ class Plan(_Strict, frozen=True, kw_only=True):
     def period(self) -> timedelta | None:
         """The period in which a unit counts in at most `max_windows` windows; None without such a bound."""
         return None if self.bounds.period is None else parse_duration(self.bounds.period)
+
+    @property
+    def columns(self) -> dict[str, ColumnType]:
+        """Every column that partitions, metrics and filters may name, with its type: read ones, then derived ones."""
+        types = dict(self.events.columns)
+        for derivation in self.derive:
+            kind = derivation.kind(types)
+            if kind is not None:
+                types[derivation.column] = kind
+        return types
 
     @property
     def public(self) -> Sequence[Partition]:

@@ -2,8 +2,8 @@
 
 Place: a plan is parsed where it is written, where it is run and where its releases land; all three agree by its hash.
 Invariants: an unknown field is refused with its path; the hash covers meaning only (comments, order of tables, spelling
-of numbers and durations, the description, defaults that are spelled out, and whether keys were listed, ranged or read
-from a file do not count).
+of numbers and durations, the description, defaults that are spelled out, the order of what a filter's `in` lists, and
+whether keys were listed, ranged or read from a file do not count).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NewType
 
 import msgspec
 
-from edge_agg.contract import rules
+from edge_agg.contract import row_rules, rules
+from edge_agg.contract.derivation import ColumnType, Derivation, Filter, Key
 from edge_agg.contract.errors import PlanInvalid
 from edge_agg.contract.grammar import (
     EVENT,
@@ -27,14 +28,12 @@ from edge_agg.contract.grammar import (
     OTHER,
     Bounds,
     Budget,
-    ColumnType,
     Count,
     Discover,
     DistinctUnits,
     Events,
     Histogram,
     Identity,
-    Key,
     Mean,
     Metric,
     Partition,
@@ -53,6 +52,8 @@ from edge_agg.contract.rules import RESERVED
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_agg.contract.derivation import Value
+
 __all__ = [
     "EVENT",
     "MAX_BINS",
@@ -66,9 +67,11 @@ __all__ = [
     "Budget",
     "ColumnType",
     "Count",
+    "Derivation",
     "Discover",
     "DistinctUnits",
     "Events",
+    "Filter",
     "Histogram",
     "Identity",
     "Key",
@@ -120,11 +123,17 @@ def parse_plan(text: str, *, read: Callable[[str], str] | None = None) -> Plan:
     except (ValueError, RecursionError):
         raise PlanInvalid("$", "not TOML that a plan could be") from None
     rules.check_sources(plan)
+    row_rules.check(plan)
     written = [_written_out(plan, i, partition, read) for i, partition in enumerate(plan.partition)]
     plan = msgspec.structs.replace(plan, partition=written)
     rules.check(plan)
-    plain = [_plain_partition(partition) for partition in plan.partition]
-    return msgspec.structs.replace(plan, partition=plain, metric=[_plain_metric(metric) for metric in plan.metric])
+    return msgspec.structs.replace(
+        plan,
+        partition=[_plain_partition(partition) for partition in plan.partition],
+        metric=[_plain_metric(metric) for metric in plan.metric],
+        derive=[_plain_derivation(derivation) for derivation in plan.derive],
+        filter=[_plain_filter(each, plan.columns.get(each.column)) for each in plan.filter],
+    )
 
 
 def plan_hash(plan: Plan) -> PlanHash:
@@ -135,6 +144,11 @@ def plan_hash(plan: Plan) -> PlanHash:
     meaning: dict[str, Any] = _canonical(msgspec.to_builtins(plan))
     del meaning["plan"]["description"]
     meaning["window"] = {"every_us": plan.every // _MICROSECOND, "lateness_us": plan.lateness // _MICROSECOND}
+    if plan.window.late != "drop":
+        meaning["window"]["late"] = plan.window.late
+    for table in ("derive", "filter"):  # younger than the first plans, whose hashes stay
+        if not meaning[table]:
+            del meaning[table]
     if plan.period is not None:
         meaning["bounds"]["period"] = plan.period // _MICROSECOND
     canonical = msgspec.json.encode(meaning, order="sorted")
@@ -167,7 +181,7 @@ def _written_out(plan: Plan, i: int, partition: Partition, read: Callable[[str],
         path = f"$.partition[{i}].file"
         rules.require(path, read is not None, "no file can be read here: list the keys in values")
         assert read is not None, "just required"
-        integers = plan.events.columns.get(partition.column) == "integer"
+        integers = plan.columns.get(partition.column) == "integer"
         return msgspec.structs.replace(partition, values=_lines(read(partition.file), path, integers=integers))
     if partition.calendar is not None:
         values = _HOURS if partition.calendar == "hour" else _WEEKDAYS
@@ -203,6 +217,22 @@ def _plain_metric(metric: Metric) -> Metric:
         case Histogram(spacing="linear") | Quantiles(spacing="linear"):
             return msgspec.structs.replace(metric, spacing=None)
     return metric
+
+
+def _plain_derivation(derivation: Derivation) -> Derivation:
+    """Without a default that is spelled out."""
+    return msgspec.structs.replace(derivation, timezone=None) if derivation.timezone == "UTC" else derivation
+
+
+def _plain_filter(each: Filter, kind: ColumnType | None) -> Filter:
+    """With numbers as the column holds them, and what stands in a list in order."""
+
+    def plain(value: Value | None) -> Any:
+        return float(value) if kind == "float" and isinstance(value, int) else value
+
+    listed = None if each.within is None else sorted(map(plain, each.within), key=repr)
+    names = ("equals", "not_equals", "at_least", "above", "at_most", "below")
+    return msgspec.structs.replace(each, within=listed, **{name: plain(getattr(each, name)) for name in names})
 
 
 def _canonical(value: Any) -> Any:

@@ -32,6 +32,19 @@ class Status(StrEnum):
     VETOED = "vetoed"
 
 
+class Veto(StrEnum):
+    """Which rule of a device's own policy a plan breaks: known from plan and policy alone."""
+
+    PLAN = "plan"
+    COLUMN = "column"
+    UNIT = "unit"
+    NODES = "nodes"
+    WINDOW = "window"
+    EPSILON = "epsilon"
+    HORIZON = "horizon"
+    NOISE = "noise"
+
+
 class Mechanism(StrEnum):
     """The distribution of the noise, over the integers."""
 
@@ -154,6 +167,8 @@ class Release:
     """Rows of the payload: the plan's public cells, whatever the data, or that many for each released key."""
     payload_sha256: bytes = b""
     """Of the payload's bytes; empty unless released."""
+    veto: Veto | None = None
+    """Which rule of the device's policy the plan breaks; None unless vetoed, or where no rule is named."""
 
     @property
     def key(self) -> ReleaseKey:

@@ -49,9 +49,11 @@ ANSWERS = frozenset({"quantile", "bin_lower", "bin_upper"})
 """Names that the answers to histograms and quantiles use; taken as well where a plan has one of these."""
 SOURCES = ("values", "range", "file", "calendar", "discover")
 """Where a partition's keys may come from."""
+COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+"""What a column may be called."""
+COLUMN_RULE = "letters, digits and underscores, 63 at most"
 
 _NAME = re.compile(r"(?!.*__)[a-z][a-z0-9_]{0,62}")
-_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _FILE = re.compile(r"\w[\w .-]*(/\w[\w .-]*)*", re.ASCII)
 _DERIVED = re.compile(r".*__(scale|[0-9]+)")
 _SUFFIXES = ("_sum", "_count", "_squares")
@@ -131,8 +133,8 @@ def _reserved(plan: Plan) -> frozenset[str]:
 def _check_columns(plan: Plan) -> None:
     columns, unit = plan.events.columns, plan.privacy_unit
     for name in columns:
-        fits = _COLUMN.fullmatch(name) is not None
-        require(f"$.events.columns.{name}", fits, "letters, digits and underscores, 63 at most")
+        fits = COLUMN.fullmatch(name) is not None
+        require(f"$.events.columns.{name}", fits, COLUMN_RULE)
     require("$.events.time", columns.get(plan.events.time) == "timestamp", "must name a column of type timestamp")
     if unit.event is None:
         known = unit.column is not None and columns.get(unit.column) in {"string", "integer"}
@@ -184,9 +186,9 @@ def _check_partitions(plan: Plan) -> None:
     taken = set(_reserved(plan))
     for i, partition in enumerate(plan.partition):
         path = f"$.partition[{i}]"
-        fits, label = _COLUMN.fullmatch(partition.label) is not None, partition.label.lower()
+        fits, label = COLUMN.fullmatch(partition.label) is not None, partition.label.lower()
         where = f"{path}.column" if partition.name is None else f"{path}.name"
-        require(where, fits, "letters, digits and underscores, 63 at most")
+        require(where, fits, COLUMN_RULE)
         require(where, label not in taken, "stands twice, or is reserved")
         require(where, _DERIVED.fullmatch(label) is None, "must not end in __scale or __ and digits")
         taken.add(label)
@@ -208,16 +210,19 @@ def _check_size(plan: Plan) -> None:
 
 
 def _check_public(plan: Plan, partition: Partition, path: str) -> None:
-    kind = plan.events.columns.get(partition.column, "")
+    kind = plan.columns.get(partition.column, "")
     if partition.calendar is None:
         require(f"{path}.column", kind in _KEY_TYPE, "must name a column of type string, integer or boolean")
         require(f"{path}.timezone", partition.timezone is None, "belongs to a calendar")
         given = next(name for name in ("range", "file", "values") if getattr(partition, name) is not None)
         _check_keys(partition, _KEY_TYPE[kind], f"{path}.{given}")
+        values = next((made.values for made in plan.derive if made.column == partition.column), None)
+        there = values is None or values.issuperset(partition.public)
+        require(f"{path}.{given}", there, "must hold keys that the derived column can take")
     else:
         require(f"{path}.column", kind == "timestamp", "a calendar is that of a timestamp")
         require(f"{path}.other", not partition.other, "every time has an hour and a weekday")
-        known = partition.timezone is None or partition.timezone in _timezones()
+        known = partition.timezone is None or partition.timezone in timezones()
         require(f"{path}.timezone", known, "is not the name of a time zone in the IANA database")
 
 
@@ -234,7 +239,7 @@ def _check_keys(partition: Partition, wanted: type, path: str) -> None:
 
 
 def _check_discovered(plan: Plan, partition: Partition, path: str) -> None:
-    kind, discover = plan.events.columns.get(partition.column), partition.discover
+    kind, discover = plan.columns.get(partition.column), partition.discover
     assert discover is not None, "asked by the caller"
     require(f"{path}.column", kind in {"string", "integer"}, "keys are discovered in a column of string or integer")
     require(f"{path}.timezone", partition.timezone is None, "belongs to a calendar")
@@ -245,7 +250,7 @@ def _check_discovered(plan: Plan, partition: Partition, path: str) -> None:
 
 
 @cache
-def _timezones() -> frozenset[str]:
+def timezones() -> frozenset[str]:
     """Names that mean the same on every machine; what a machine has beside them (`localtime`) does not."""
     return frozenset(files("tzdata").joinpath("zones").read_text(encoding="utf-8").split()) - {"Factory"}
 
@@ -291,7 +296,7 @@ def _check_clip(plan: Plan, metric: Sum | Mean | Variance, path: str) -> None:
 
 
 def _check_number(plan: Plan, column: str, path: str) -> None:
-    kind = plan.events.columns.get(column)
+    kind = plan.columns.get(column)
     require(f"{path}.column", kind in {"float", "integer"}, "must name a column of type float or integer")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from edge_agg.ingest import lines
+from edge_agg.ingest.lines import Block
 from edge_agg.ingest.stream import open_stream
 
 if TYPE_CHECKING:
@@ -41,37 +42,43 @@ def fields(path: str, columns: Mapping[str, ColumnType]) -> pa.Schema | None:  #
 def batches(path: str, columns: Mapping[str, ColumnType], *, rows: int) -> Generator[Raw]:
     """Read the asked cells, at most `rows` lines at a time."""
     with open_stream(path) as stream:
-        header, body = _header(stream.read)
-        places = {name: header.index(name) for name in columns if header.count(name) == 1}
-        wanted, width = list(places.values()), len(header)
-
-        cut = _cutter()
-
-        def parse(line: bytes) -> Cells:
-            cells = cut(line)
-            if len(cells) != width:
-                raise ValueError
-            return [cells[place].encode("latin-1") for place in wanted]
-
-        def build(events: list[Cells]) -> pa.RecordBatch:
-            arrays = [pa.array([event[k] or None for event in events], pa.binary()) for k in range(len(wanted))]
-            count = pa.nulls(len(events))  # even where no column is there, there are rows to reject
-            return pa.record_batch([*arrays, count], names=[*places, ""])
-
-        yield from lines.batches(body, parse, build, rows=rows)
+        yield from read_rows(stream.read, columns, rows=rows)
 
 
-def _header(read: Callable[[int], bytes]) -> tuple[list[str], Iterable[tuple[list[bytes], int]]]:
-    """Read the first line that is not blank; return its names, none if there is no such line, and what follows."""
-    chunks = lines.lines(read)
-    for chunk, overlong in chunks:
-        if overlong:
+def read_rows(read: Callable[[int], bytes], columns: Mapping[str, ColumnType], *, rows: int) -> Generator[Raw]:
+    """As `batches`, from whatever gives bytes, the header first: a file, a pipe, a body in memory."""
+    header, body = _header(read)
+    places = {name: header.index(name) for name in columns if header.count(name) == 1}
+    wanted, width = list(places.values()), len(header)
+    cut = _cutter()
+
+    def parse(line: bytes) -> Cells:
+        cells = cut(line)
+        if len(cells) != width:
             raise ValueError
-        for k, line in enumerate(chunk):
+        return [cells[place].encode("latin-1") for place in wanted]
+
+    def build(events: list[Cells]) -> pa.RecordBatch:
+        arrays = [pa.array([event[k] or None for event in events], pa.binary()) for k in range(len(wanted))]
+        count = pa.nulls(len(events))  # even where no column is there, there are rows to reject
+        return pa.record_batch([*arrays, count], names=[*places, ""])
+
+    yield from lines.batches(body, parse, build, rows=rows)
+
+
+def _header(read: Callable[[int], bytes]) -> tuple[list[str], Iterable[Block]]:
+    """Read the first line that is not blank; return its names, none if there is no such line, and what follows."""
+    blocks = lines.blocks(read)
+    for block in blocks:
+        if block.overlong:
+            raise ValueError
+        rest = block.text
+        while rest:
+            line, _, rest = rest.partition(b"\n")
             if line.strip():
                 cells = _cutter()(line.removeprefix(_BOM))
                 names = [cell.encode("latin-1").decode(errors="replace") for cell in cells]
-                return names, chain([(chunk[k + 1 :], 0)], chunks)
+                return names, chain([Block(rest, 0)], blocks)
     return [], []
 
 

@@ -14,7 +14,8 @@ neighbours; nothing but the columns asked for comes out.
 | boolean | boolean, text (true, false, 1, 0) | other text |
 
 Text is any Arrow string or binary type, in a dictionary or not; around what is not asked as a string, white space is
-allowed. A column held as anything else cannot be read, and a batch with such a column has all its rows rejected.
+allowed. Texts in a dictionary stay there if all of it is fit to be kept. A column held as anything else cannot be read,
+and a batch with such a column has all its rows rejected.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     """Typed values, and which rows hold a value of the wrong type."""
 
 MAX_TEXT_BYTES = 4096
+_MOST_TEXTS = 1 << 17
+"""Of a dictionary that is kept; each batch looks at all of it."""
 
 _ARROW: Mapping[ColumnType, pa.DataType] = {
     "timestamp": instant.TYPE,
@@ -49,11 +52,13 @@ _ARROW: Mapping[ColumnType, pa.DataType] = {
     "boolean": pa.bool_(),
 }
 _TEXT = {pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()}
+_BINARY = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+_VIEWS = {pa.string_view(), pa.binary_view()}
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 def typed_schema(columns: Mapping[str, ColumnType]) -> pa.Schema:
-    """Return the schema of every typed batch of these columns."""
+    """Return the schema of every typed batch of these columns, but that a string column may be a dictionary of it."""
     return pa.schema([(name, _ARROW[wanted]) for name, wanted in columns.items()])
 
 
@@ -74,7 +79,7 @@ def decode(raw: pa.RecordBatch, columns: Mapping[str, ColumnType]) -> tuple[pa.R
     """Type the asked columns of a raw batch.
 
     Returns:
-        The rows whose every value fits, in `typed_schema(columns)`, and the number of the others.
+        The rows whose every value fits, as of `typed_schema(columns)`, and the number of the others.
     """
     schema = typed_schema(columns)
     places = {name: raw.schema.get_field_index(name) for name in columns}  # -1: not there, or there twice
@@ -87,7 +92,7 @@ def decode(raw: pa.RecordBatch, columns: Mapping[str, ColumnType]) -> tuple[pa.R
         arrays.append(values)
         if wrong is not None:
             rejected = wrong if rejected is None else rejected | wrong
-    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    batch = pa.RecordBatch.from_arrays(arrays, names=schema.names)
     if rejected is None or not rejected.any():
         return batch, 0
     return batch.filter(pa.array(~rejected)), int(rejected.sum())
@@ -96,7 +101,9 @@ def decode(raw: pa.RecordBatch, columns: Mapping[str, ColumnType]) -> tuple[pa.R
 def _convert(held: pa.Array, wanted: ColumnType) -> tuple[pa.Array, Flags | None]:
     """Typed values, and which rows hold a value of the wrong type; None if none does."""
     if pa.types.is_dictionary(held.type):
-        held = held.dictionary_decode()
+        if wanted == "string" and (coded := _as_coded(held)) is not None:
+            return coded, None
+        held = _looked_up(held)
     if pa.types.is_null(held.type):
         return pa.nulls(len(held), _ARROW[wanted]), None
     if not held.null_count and len(held) and (values := _as_held(held, wanted)) is not None:
@@ -121,6 +128,17 @@ def _as_held(held: pa.Array, wanted: ColumnType) -> pa.Array | None:
     return None
 
 
+def _as_coded(held: pa.DictionaryArray) -> pa.DictionaryArray | None:
+    """The texts in their dictionary, if a glance at it shows that each of them stays what it is."""
+    texts = held.dictionary
+    is_text = pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)
+    if not is_text or texts.null_count or not 0 < len(texts) <= _MOST_TEXTS or not _is_short_ascii(texts):
+        return None
+    if pa.types.is_string(texts.type) and held.indices.type == pa.int32():
+        return held
+    return pa.DictionaryArray.from_arrays(held.indices.cast(pa.int32()), texts.cast(pa.string()))
+
+
 def _is_short_ascii(held: pa.StringArray | pa.LargeStringArray) -> bool:
     """Whether no text is too long, and all are ASCII, and so in UTF-8."""
     _, offsets, data = held.buffers()
@@ -131,14 +149,45 @@ def _is_short_ascii(held: pa.StringArray | pa.LargeStringArray) -> bool:
 
 
 def _strings(held: pa.Array) -> Converted:
-    raw = held.cast(pa.binary())  # judges no UTF-8
-    wrong = np.asarray(pc.fill_null(pc.greater(pc.binary_length(raw), MAX_TEXT_BYTES), False))
-    raw = _without(raw, wrong)
+    # To binary, which judges no UTF-8. What is too long goes first: views can show one megabyte a thousand times.
+    if held.type in _VIEWS:
+        sizes, valid = _views(held)[:, 0], np.asarray(held.is_valid())
+        wrong = valid & (sizes > MAX_TEXT_BYTES)
+        held = _seen(held, _views(held), valid & ~wrong)
+    else:
+        wrong = np.asarray(pc.fill_null(pc.greater(pc.binary_length(held), MAX_TEXT_BYTES), False))
+        held = _without(held.cast(_BINARY.get(held.type, held.type)), wrong)
+    raw = held.cast(pa.binary())
     try:
         return raw.cast(pa.string()), wrong
     except pa.ArrowInvalid:  # somewhere in the batch: look at each
         garbled = np.array([not _is_utf8(value) for value in raw.to_pylist()], np.bool_)
         return _without(raw, garbled).cast(pa.string()), wrong | garbled
+
+
+def _looked_up(held: pa.DictionaryArray) -> pa.Array:
+    """A dictionary's values, row by row; Arrow has no kernel for those that are views."""
+    values = held.dictionary
+    if values.type not in _VIEWS:
+        return held.dictionary_decode()
+    if not len(values):
+        return pa.nulls(len(held), values.type)
+    at = np.asarray(pc.fill_null(held.indices, 0))
+    return _seen(values, _views(values)[at], np.asarray(held.is_valid()) & np.asarray(values.is_valid())[at])
+
+
+def _views(held: pa.Array) -> npt.NDArray[np.int32]:
+    """Where each text of some views is, int32[n, 4]; the first is its length."""
+    if not len(held):
+        return np.empty((0, 4), np.int32)
+    return np.frombuffer(held.buffers()[1], np.int32, 4 * len(held), 16 * held.offset).reshape(-1, 4)
+
+
+def _seen(held: pa.Array, views: npt.NDArray[np.int32], valid: Flags) -> pa.Array:
+    """Views into the same text. What is null is made empty: a cast follows its length too, and dies of a wrong one."""
+    views = np.where(valid[:, np.newaxis], views, np.int32(0))
+    buffers = [pa.array(valid).buffers()[1], pa.py_buffer(views), *held.buffers()[2:]]
+    return pa.Array.from_buffers(pa.binary_view(), len(valid), buffers)
 
 
 def _timestamps(held: pa.Array) -> Converted:

@@ -58,17 +58,17 @@ def batches(path: str, columns: Mapping[str, ColumnType], *, rows: int) -> Gener
     with _opened(path, columns) as (reader, stream, framed):
         for batch in reader:
             for column in batch.columns:
-                _check(column)
+                check(column)
             yield Raw(batch, 0)
         if _end(stream) != (_MARK if framed else b""):
             raise pa.ArrowInvalid
 
 
-def _check(column: pa.Array) -> None:
+def check(column: pa.Array) -> None:
     """Raise unless every offset and index stays inside its buffer. UTF-8 is not judged: a bad value costs its row."""
     column.validate()
     if pa.types.is_dictionary(column.type):
-        _check(column.dictionary)
+        check(column.dictionary)
         reach = pc.min_max(column.indices).as_py()
         if reach["min"] is not None and not 0 <= reach["min"] <= reach["max"] < len(column.dictionary):
             raise pa.ArrowInvalid

@@ -1,8 +1,15 @@
-"""What every source of events promises.
+"""What every source of events promises, and where it hands them over.
 
-Place: step 1 of an event's way: bytes become frames, and each frame knows the part of the source it came from.
-Invariants: the frames of a part come together and in order, exactly one of them is the last; a part that is to be
-skipped is not opened. So a part is the unit of position: it has been read when its last frame has.
+Place: step 1 of an event's way: bytes become frames.
+Invariants: a source says nothing is safe before its inlet has; a frame is taken as a whole or not at all. The frames of
+a part come together and in order, exactly one of them is the last, and a part that is done is not opened: so a part is
+the unit of position, it has been read when its last frame has.
+
+| source | kind | read again after a restart |
+|---|---|---|
+| `file.py` | whole files in a folder | from the files |
+| `tail.py` | files that grow | from the files |
+| `http.py`, `otlp.py`, `mqtt.py`, `stdin.py` | events that are handed over once | from the spool |
 """
 
 from __future__ import annotations
@@ -11,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    import asyncio
+    from collections.abc import Collection, Mapping
 
     import pyarrow as pa
 
@@ -20,32 +28,71 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One file as it was when it was listed.
+    """One file as it was when it was listed, or one stretch of a file that grows.
 
-    A file that is written to again is another part, and all its rows come again: a writer must write elsewhere and
-    rename the file into place when it is whole.
+    A whole file that is written to again is another part, and all its rows come again: a writer must write elsewhere
+    and rename the file into place when it is whole.
     """
 
     path: str
-    """As the pattern found it."""
+    """As the pattern found it; of a file that grows, what identifies it through rotation."""
     size: int
-    """In bytes, as stored (compressed)."""
+    """In bytes, as stored (compressed); of a stretch, where it ends."""
     mtime_ns: int
-    """Last modification, nanoseconds since 1970."""
+    """Last modification, nanoseconds since 1970; of a stretch 0."""
+    begin: int = 0
+    """Where a stretch begins, in bytes."""
+
+    @property
+    def is_stretch(self) -> bool:
+        """Whether it is a stretch of a file that grows."""
+        return self.mtime_ns == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """Some rows of one part, typed."""
+    """Some rows, typed."""
 
-    part: Part
-    """Where the rows came from."""
+    part: Part | None
+    """Where the rows can be read again; None if they were handed over and only the inlet can keep them."""
     batch: pa.RecordBatch
     """The columns asked for, in the order asked, in the types of `decode.typed_schema`."""
     rejected: int
     """Rows dropped because a value had the wrong type; stays on the device."""
     last: bool
-    """Whether the part ends here."""
+    """Whether the part ends here; true without a part."""
+
+
+class InletFull(Exception):
+    """Nothing of a frame was taken: offer it again after `retry_s`, and tell whoever pushed it to wait."""
+
+    def __init__(self, retry_s: float) -> None:
+        super().__init__("the agent takes nothing more for now")
+        self.retry_s = retry_s
+        """Seconds to wait."""
+
+
+class Inlet(Protocol):
+    """Where one source hands its frames over."""
+
+    @property
+    def columns(self) -> Mapping[str, ColumnType]:
+        """What to read of each event, and as what: the union of the plans' columns."""
+
+    def done(self) -> Collection[Part]:
+        """The parts that need not be read again: whole files that were taken, and whatever every plan has closed."""
+
+    async def take(self, frame: Frame) -> None:
+        """Take a frame in. Comes back once it is safe: whatever happens to the process, its rows count once.
+
+        A frame with a part waits its turn while the agent is short of room; it is never refused.
+
+        Raises:
+            InletFull: only for frames without a part.
+        """
+
+    def is_current(self, current: bool) -> None:  # noqa: FBT001 - a state, as its name says
+        """Say whether all events up to now were handed over; windows wait (for a bounded time) while not."""
 
 
 class Source(Protocol):
@@ -56,15 +103,15 @@ class Source(Protocol):
         """Stable across restarts: the kind and what it reads."""
 
     def check(self, columns: Mapping[str, ColumnType]) -> None:
-        """Look at what is there now, at start-up, without reading it all.
+        """Look at what is there now, at start-up, without reading it all or taking anything.
 
         Raises:
             SourceUnreadable: nothing there, or it cannot give these columns. Fix the source or the plan.
         """
 
-    def frames(self, columns: Mapping[str, ColumnType], *, skip: Collection[Part] = ()) -> Iterator[Frame]:
-        """Read everything that is there now, except the parts in `skip`, in a stable order and bounded memory.
+    async def deliver(self, inlet: Inlet, stop: asyncio.Event, *, drain: bool) -> None:
+        """Hand events over until `stop` is set; with `drain`, until what is there now has been handed over.
 
         Raises:
-            SourceUnreadable: a part cannot be read to its end. Its frames so far do not count as read.
+            SourceUnreadable: it cannot go on. What it was given so far and did not call safe does not count as read.
         """

@@ -20,6 +20,7 @@ from edge_agg.contract.grid import window_of
 from edge_agg.contract.vectors import plan_vectors
 from edge_agg.errors import SourceUnreadable
 from edge_agg.ingest.file import FileSource
+from edge_agg.privacy.derive import derive
 from edge_agg.privacy.measurement import units_of_keys
 from edge_agg.privacy.rows import read_events
 from edge_agg.window import Span, split
@@ -75,7 +76,8 @@ def read_batches(plan: Plan, pattern: str) -> tuple[list[pa.RecordBatch], int]:
     """Read the files that match a pattern.
 
     Returns:
-        Typed batches, and how many rows had a value of the wrong type.
+        Typed batches, with derived columns and without what filters leave out, and how many rows had a value of the
+        wrong type.
 
     Raises:
         SourceUnreadable: nothing there, or not with the plan's columns, or no row in it.
@@ -85,7 +87,7 @@ def read_batches(plan: Plan, pattern: str) -> tuple[list[pa.RecordBatch], int]:
     frames = list(source.frames(plan.events.columns))
     if not any(frame.batch.num_rows for frame in frames):
         raise SourceUnreadable(f"{pattern}: holds no row that the plan could use")
-    return [frame.batch for frame in frames], sum(frame.rejected for frame in frames)
+    return [derive(plan, frame.batch) for frame in frames], sum(frame.rejected for frame in frames)
 
 
 def read_sample(plan: Plan, batches: Sequence[pa.RecordBatch], rejected: int = 0) -> Sample:
@@ -133,8 +135,7 @@ def _keep_window(
     bounded = bounding.kept(without=_spent(bare.plan, start, bounding.units(), seen))
     found = None if bounded.key is None else np.arange(len(bounded.keys))
     truth = {
-        name: exact.reshape(len(exact), -1).sum(axis=0).astype(np.float64)
-        for name, exact in bare.exact(bounded, found).items()
+        name: np.atleast_1d(exact.sum(axis=0)).astype(np.float64) for name, exact in bare.exact(bounded, found).items()
     }
     place = bounded.cell if bounded.key is None else bounded.key * n_cells(bare.plan) + bounded.cell
     first = np.flatnonzero(bounded.first)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _MAX_STEPS = 2**31
 """What one row can add to a unit's total, in grid steps: 2**31 rows of one unit cannot wrap it."""
 
+_EVEN = 0.25
+"""Of a step: how far an edge may lie off for edges to be spaced evenly."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
@@ -142,7 +145,31 @@ def to_grid(values: Float64s, *, lower: int, upper: int, resolution: float) -> I
 
 def to_bins(values: Float64s, *, edges: Sequence[float]) -> Int64s:
     """Each row's bin, `[edge, next edge)`; what lies below or above all edges falls in the bin at that end."""
-    return np.searchsorted(np.asarray(edges[1:-1]), values, side="right").astype(np.int64)
+    inner = np.asarray(edges[1:-1])
+    guess = _guessed(values, np.asarray(edges))
+    if guess is None:
+        return np.searchsorted(inner, values, side="right").astype(np.int64)
+    below = np.concatenate([[-np.inf], inner, [np.inf]])
+    wrong = below.take(guess) > values
+    wrong |= below[1:].take(guess) <= values
+    if wrong.any():
+        at = np.flatnonzero(wrong)
+        guess[at] = np.searchsorted(inner, values[at], side="right")
+    return guess
+
+
+def _guessed(values: Float64s, edges: Float64s) -> Int64s | None:
+    """About which bin each row falls in; None where edges are not spaced evenly. A guess costs a fifth of a search."""
+    last = len(edges) - 1
+    with np.errstate(all="ignore"):
+        per_step = last / (edges[-1] - edges[0])
+        even = np.abs((edges - edges[0]) * per_step - np.arange(last + 1)).max() < _EVEN
+    if not even or not np.isfinite(per_step):
+        return None
+    steps = np.clip(values, edges[0], edges[-1])
+    steps -= edges[0]
+    steps *= per_step
+    return np.minimum(steps.astype(np.int64), last - 1)
 
 
 def to_steps(values: Float64s, resolution: float) -> Int64s:

@@ -15,6 +15,7 @@ together). Rows are sorted by unit, place, priority, and truncated by rank.
 | `bounded.py` | what goes in, what comes out |
 | `permutation.py` | keys of ids, places of cells |
 | `codes.py`, `table.py`, `ids.py`, `units.py` | ids as small numbers, exactly |
+| `keys.py` | discovered keys as small numbers, and their places |
 | `layout.py` | priority and readings as words |
 | `packed.py` | the state, where a row fits one word |
 | `wide.py` | the state, where it does not |
@@ -26,14 +27,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
 from edge_agg.contract.plan import MAX_UNITS
 from edge_agg.privacy.bounded import Bounded, Rows
-from edge_agg.privacy.codes import Codes
+from edge_agg.privacy.keys import Keys
 from edge_agg.privacy.layout import Layout
 from edge_agg.privacy.packed import Packed, starts
-from edge_agg.privacy.permutation import Keying, Permutation, mix
+from edge_agg.privacy.permutation import Keying, Permutation
 from edge_agg.privacy.units import Units
 from edge_agg.privacy.wide import Columns, Wide
 
@@ -54,9 +54,8 @@ MERGE_ROWS = 1 << 21
 BATCH_ROWS = 1 << 16
 """Rows worked on at once."""
 _UNIT_BITS = (MAX_UNITS - 1).bit_length()
-_ODD = np.uint64(0xD6E8FEB86659FD93)
-_KEY_PLACE_BITS = 20
-"""Width of a discovered key's place; where two keys of a unit tie in it, their texts decide."""
+_KEY_BITS = 18
+"""Discovered integers below 2**18 fit a word, as public cells do."""
 
 
 class Bounding:
@@ -90,13 +89,14 @@ class Bounding:
         keying = Keying(salt)
         self._max_partitions, self._max_rows = max_partitions, max_rows
         self._readings, self._totals = tuple(readings), tuple(totals)
-        self._permutation = Permutation(n_cells)
+        alone = discover and n_cells == 1
+        self._permutation = Permutation(1 << _KEY_BITS if alone else n_cells)
         self._layout = Layout(readings, self._permutation.bits)
-        self._keys = Codes(keying) if discover else None
+        self._keys = Keys(keying, self._permutation if alone else None) if discover else None
         self._alone: list[Columns] = []
         self._state: Packed | Wide
         unit_bits = _UNIT_BITS
-        if self._layout.packs and not totals and not discover:
+        if self._layout.packs and not totals and (alone or not discover):
             unit_bits = min(unit_bits, self._layout.unit_bits)
             self._state = Packed(
                 max_partitions=max_partitions,
@@ -122,6 +122,8 @@ class Bounding:
         """
         for start in range(0, len(rows.cell), BATCH_ROWS):
             part = rows if len(rows.cell) <= BATCH_ROWS else rows.slice(start, BATCH_ROWS)
+            if self._keys is not None and self._keys.outgrow(part.key):
+                self._recode_keys(self._keys)
             if part.unit is None:
                 self._add_alone(part)
             else:
@@ -157,23 +159,21 @@ class Bounding:
 
     def blocks(self, *, without: pa.Array | None = None) -> Iterator[Bounded]:
         """What `kept` returns, cut between units, one block at least: what adds up over rows adds up over blocks."""
-        parts = self._parts()
-        if without is not None and len(without) and not self._alone:
-            parts = _left(parts, self._units.find(without))
+        left_out = None if without is None or not len(without) or self._alone else self._units.find(without)
+
+        def parts() -> Iterator[Columns]:
+            return self._parts() if left_out is None else _left(self._parts(), left_out)
+
         if self._keys is None:
-            yield from (self._bounded(part) for part in parts)
+            yield from (self._bounded(part) for part in parts())
             return
-        held = list(parts)
-        seen = np.zeros(len(self._keys), np.bool_)
-        for part in held:
+        seen = np.zeros(self._keys.bound, np.bool_)
+        for part in parts():  # twice: to hold them all costs more memory than to make them again costs time
             seen[part.key] = True
-        codes = np.flatnonzero(seen)
-        texts = self._keys.ids(codes.astype(np.uint64)).to_pylist()
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        place = np.empty(len(self._keys), np.int64)
-        place[codes[order]] = np.arange(len(order))
-        keys = [texts[at] for at in order]
-        yield from (self._bounded(part, place, keys) for part in held)
+        keys, codes = self._keys.sorted(np.flatnonzero(seen))
+        place = np.empty(self._keys.bound, np.int64)
+        place[codes] = np.arange(len(codes))
+        yield from (self._bounded(part, place, keys) for part in parts())
 
     def _add(self, rows: Rows, ids: pa.Array) -> None:
         if self._units.outgrow(ids):
@@ -184,16 +184,16 @@ class Bounding:
         if isinstance(self._state, Packed) and self._units.bound > 1 << self._layout.unit_bits:
             self._widen()
         tail = self._layout.encode(unit_key, rows.time_us, rows.readings)
+        key = None if self._keys is None else self._keys.encode(rows.key)
         if isinstance(self._state, Packed):
-            self._state.add(unit, self._permutation.place(rows.cell, unit_key), tail[0] if tail else None)
+            cells = rows.cell if key is None else key
+            self._state.add(unit, self._permutation.place(cells, unit_key), tail[0] if tail else None)
             return
-        cell, key = rows.cell.astype(np.uint32), None
-        if self._keys is None or rows.key is None:
+        cell = rows.cell.astype(np.uint32)
+        if self._keys is None:
             place = self._permutation.place(rows.cell, unit_key).astype(np.uint64)
         else:
-            codes, text_key = self._keys.encode(rows.key)
-            key = codes.astype(np.int32)
-            place = _place(unit_key, text_key, cell)
+            place = self._keys.place(rows.key, cell, unit_key)
         self._state.add(Columns(unit=unit, place=place, cell=cell, key=key, tail=tail, totals=rows.totals))
 
     def _add_alone(self, rows: Rows) -> None:
@@ -205,7 +205,7 @@ class Bounding:
                 unit=nothing,
                 place=nothing,
                 cell=rows.cell.astype(np.uint32),
-                key=None if self._keys is None else self._keys.encode(rows.key)[0].astype(np.int32),
+                key=None if self._keys is None else self._keys.encode(rows.key),
                 tail=self._layout.encode(np.zeros(len(rows.cell), np.uint64), rows.time_us, rows.readings),
                 totals=rows.totals,
             )
@@ -213,7 +213,10 @@ class Bounding:
 
     def _wide(self) -> Wide:
         return Wide(
-            max_partitions=self._max_partitions, max_rows=self._max_rows, ranks=self._ranks, merge_rows=MERGE_ROWS
+            max_partitions=self._max_partitions,
+            max_rows=self._max_rows,
+            ranks=None if self._keys is None else self._keys.ranks,
+            merge_rows=MERGE_ROWS,
         )
 
     def _widen(self) -> None:
@@ -223,13 +226,13 @@ class Bounding:
             wide.add(part)
         self._state = wide
 
-    def _ranks(self) -> Int64s:
-        """The rank of each discovered key's text."""
-        assert self._keys is not None, "asked by a state that holds keys"
-        texts = pl.Series(values=self._keys.ids(np.arange(len(self._keys), dtype=np.uint64)))
-        ranks = np.empty(len(texts), np.int64)
-        ranks[texts.arg_sort().to_numpy()] = np.arange(len(texts))
-        return ranks
+    def _recode_keys(self, keys: Keys) -> None:
+        """Go on in columns, with other codes of keys: what a word holds in their place is an integer."""
+        if isinstance(self._state, Packed):
+            self._widen()
+        if isinstance(self._state, Wide):
+            self._state.recode_keys(keys.recoded)
+        self._alone = [part if part.key is None else replace(part, key=keys.recoded(part.key)) for part in self._alone]
 
     def _parts(self) -> Iterator[Columns]:
         """What is kept, cut between units; one part at least."""
@@ -245,9 +248,14 @@ class Bounding:
             return
         for unit, place, tail, first in self._state.blocks():
             cell = self._permutation.cell(place, self._units.keys(unit))
-            words = [tail] if self._layout.words else []
             yield Columns(
-                unit=unit, place=place.astype(np.uint64), cell=cell, key=None, tail=words, totals={}, first=first
+                unit=unit,
+                place=place.astype(np.uint64),
+                cell=cell if self._keys is None else np.zeros_like(cell),
+                key=None if self._keys is None else cell.view(np.int32),
+                tail=[tail] if self._layout.words else [],
+                totals={},
+                first=first,
             )
         if not self._state.size:
             yield self._nothing()
@@ -275,12 +283,6 @@ class Bounding:
             readings=self._layout.decode(part.tail),
             totals=part.totals,
         )
-
-
-def _place(unit_key: UInt64s, text_key: UInt64s, cell: npt.NDArray[np.uint32]) -> UInt64s:
-    """Where a key and a cell stand among those of a unit; the key's part comes from its text, never from its code."""
-    place = mix((unit_key ^ text_key) + cell * _ODD)
-    return place >> np.uint64(64 - _KEY_PLACE_BITS)
 
 
 def _left(parts: Iterator[Columns], without: UInt64s) -> Iterator[Columns]:

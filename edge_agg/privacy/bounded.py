@@ -31,7 +31,8 @@ class Rows:
     cell: Int64s
     """Each row's public cell, in the order of `contract.cells`."""
     key: pa.Array | None
-    """Each row's discovered key, a string or a dictionary of strings without nulls; None unless the plan discovers."""
+    """Each row's discovered key: string, int64, or a dictionary of strings, without nulls; None unless the plan
+    discovers. An integer stands for its text; one plan's keys are all texts, or all integers."""
     time_us: Int64s
     """Each row's event time; it only feeds the row's priority."""
     readings: Mapping[str, Int64s]

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     UInt64s = npt.NDArray[np.uint64]
 
 
+_MOST_OF_DICTIONARY = 4
+"""Texts that a dictionary may have for each row of the first array that comes with it."""
+
+
 class Codes:
     """The codes of all ids so far: texts, or integers, never both."""
 
@@ -35,6 +39,8 @@ class Codes:
         self._keys = Grown(np.uint64)
         self._namesakes: dict[str | int, int] = {}
         """Codes of ids that the table cannot tell from an earlier one."""
+        self._last: tuple[object, pa.Array, UInt64s, UInt64s] | None = None
+        """The last dictionary: where it lies, itself (so that it stays there), and its codes and keys."""
 
     def __len__(self) -> int:
         return self._keys.size
@@ -58,10 +64,9 @@ class Codes:
 
     def _look_up(self, ids: pa.Array, *, add: bool) -> tuple[UInt64s, UInt64s]:
         if pa.types.is_dictionary(ids.type):
-            if len(ids.dictionary) <= len(ids) and not ids.dictionary.null_count:
-                codes, keys = self._look_up(ids.dictionary, add=add)
+            if (known := self._known(ids, add=add)) is not None:
                 at = ids.indices.to_numpy()
-                return codes[at], keys[at]
+                return known[0].take(at), known[1].take(at)
             ids = ids.dictionary_decode()
         if pa.types.is_integer(ids.type):
             numbers = integers(ids)
@@ -70,6 +75,23 @@ class Codes:
             )
         series = texts(ids)
         return self._matched(ids, series, self._keying.of_texts(series), self._texts, add=add)
+
+    def _known(self, ids: pa.DictionaryArray, *, add: bool) -> tuple[UInt64s, UInt64s] | None:
+        """Code and key of each text of a dictionary; None if that is more work than the rows are.
+
+        Arrays that follow each other often share one: memory that is still held, and never written to, holds the same
+        texts as before.
+        """
+        texts = ids.dictionary
+        place = _place_of(texts)
+        if self._last is None or self._last[0] != place:
+            if texts.null_count or len(texts) > _MOST_OF_DICTIONARY * len(ids):
+                return None
+            codes, keys = self._look_up(texts, add=add)
+            if not add:
+                return codes, keys
+            self._last = place, texts, codes, keys
+        return self._last[2], self._last[3]
 
     def _matched(
         self, ids: pa.Array, asked: Any, keys: UInt64s, held: Integers | Texts, *, add: bool
@@ -89,3 +111,8 @@ class Codes:
                 self._keys.extend(keys[row : row + 1])
             codes[row] = self._namesakes.get(one, ABSENT)
         return codes, keys
+
+
+def _place_of(array: pa.Array) -> object:
+    """Where an array lies: of two that are both held, equal exactly if they are the same stretch of the same memory."""
+    return len(array), array.offset, *(0 if held is None else held.address for held in array.buffers())

@@ -73,7 +73,7 @@ class Integers:
 
     def take(self, codes: UInt64s) -> pa.Array:
         """The ids of some codes, int64."""
-        return pa.array(self._values.values.take(codes.view(np.intp)))
+        return int64s(self._values.values.take(codes.view(np.intp)))
 
 
 class Texts:
@@ -92,7 +92,7 @@ class Texts:
 
     def extend(self, ids: pa.Array, rows: Index) -> None:
         """Append the ids of some rows."""
-        array = _views(ids.take(pa.array(rows)))  # compact: it holds no more text than its own
+        array = _views(ids.take(int64s(rows)))  # compact: it holds no more text than its own
         _, views, *buffers = array.buffers()
         more = np.frombuffer(views, np.uint32).reshape(-1, 4)[array.offset : array.offset + len(array)].copy()
         long = more[:, 0] > _INLINE_BYTES
@@ -114,6 +114,11 @@ class Texts:
 
     def _of(self, codes: UInt64s) -> pl.Series:
         return self._series[pl.Series(codes.astype(np.uint32))]
+
+
+def int64s(values: Int64s) -> pa.Array:
+    """Integers as an Arrow array, int64, without a copy (and without what `pa.array` looks for, masks above all)."""
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
 def integers(ids: pa.Array) -> Int64s:

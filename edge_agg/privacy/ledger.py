@@ -18,11 +18,13 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from edge_agg.contract.codec import to_us
 from edge_agg.contract.release import Charge
 from edge_agg.errors import BudgetExhausted
+from edge_agg.privacy.spans import Spans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
 
@@ -56,13 +58,52 @@ def total(entries: Iterable[Entry]) -> Charge:
     return sum((entry.charge for entry in entries), Charge())
 
 
-def check_room(budget: Budget, entries: Iterable[Entry], new: Entry) -> None:
+class Book:
+    """One account's charges, added up once and then as they come: what it answers costs the same after years."""
+
+    def __init__(self, total: Charge, load: Callable[[], Iterable[tuple[int, int, Charge]]]) -> None:
+        """Begin a book.
+
+        Args:
+            total: of all charges so far.
+            load: gives each, after the starts of its first and last window (microseconds since 1970); called when a
+                horizon is asked for the first time.
+        """
+        self.total = total
+        """The sum of all charges."""
+        self._load = load
+        self._spans: dict[timedelta, tuple[Spans, Spans]] = {}
+
+    def add(self, entry: Entry) -> None:
+        """One more charge; `load` gives it too from now on."""
+        self.total += entry.charge
+        first, last = to_us(entry.window_start), to_us(entry.last)
+        for rho, delta in self._spans.values():
+            rho.add(first, last, entry.charge.rho)
+            delta.add(first, last, entry.charge.delta)
+
+    def heaviest_with(self, horizon: timedelta, new: Entry) -> Charge:
+        """As `heaviest` around a new entry's windows, were it one of the charges."""
+        if horizon not in self._spans:
+            length = horizon // timedelta(microseconds=1)
+            self._spans[horizon] = (
+                Spans(length, ((first, last, charge.rho) for first, last, charge in self._load())),
+                Spans(length, ((first, last, charge.delta) for first, last, charge in self._load())),
+            )
+        rho, delta = (spans.heaviest(to_us(new.window_start), to_us(new.last)) for spans in self._spans[horizon])
+        return Charge(rho=rho, delta=delta) + new.charge
+
+
+def check_room(budget: Budget, entries: Iterable[Entry] | Book, new: Entry) -> None:
     """Refuse a charge that would overrun the budget in some span of the horizon.
 
     Raises:
         BudgetExhausted: nothing changed; wait until old windows leave the horizon.
     """
-    worst = heaviest(budget.horizon, [*entries, new], around=new.window_start, through=new.last)
+    if isinstance(entries, Book):
+        worst = entries.heaviest_with(budget.horizon, new)
+    else:
+        worst = heaviest(budget.horizon, [*entries, new], around=new.window_start, through=new.last)
     if worst.rho > budget.rho or worst.delta > budget.delta:
         raise BudgetExhausted("the account has no room for this window")
 

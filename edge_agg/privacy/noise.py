@@ -26,6 +26,9 @@ dp.enable_features("contrib")
 
 MAX_SCALE = 2.0**50
 """A larger scale could carry a sum out of int64; a plan that needs it is refused."""
+_LEAST_SCALE = 2.0**-20
+_NEAR = 2.0**-40
+"""How far, in relation to it, a scale may lie from its formula's."""
 _MAX_THRESHOLD = 2**62
 _CHUNK = 4_096
 """Cells that one thread draws at a time: OpenDP lets go of the GIL while it samples."""
@@ -44,9 +47,16 @@ def calibrate(mechanism: Mechanism, *, sensitivity: float, loss: float) -> float
     """
     if loss_of(mechanism, scale=MAX_SCALE, sensitivity=sensitivity) > loss:
         raise ValueError("no noise scale up to 2**50 fits the budget")
-    scale: float = dp.binary_search(
-        lambda s: loss_of(mechanism, scale=s, sensitivity=sensitivity) <= loss, bounds=(2.0**-20, MAX_SCALE)
-    )
+
+    def is_enough(scale: float) -> bool:
+        return loss_of(mechanism, scale=scale, sensitivity=sensitivity) <= loss
+
+    # The formulas that the maps round say where to search; only the maps say where the search ends.
+    near = sensitivity / (math.sqrt(2 * loss) if mechanism is Mechanism.GAUSSIAN else loss)
+    low, high = max(near * (1 - _NEAR), _LEAST_SCALE), min(near * (1 + _NEAR), MAX_SCALE)
+    if not low < high or is_enough(low) or not is_enough(high):
+        low, high = _LEAST_SCALE, MAX_SCALE
+    scale: float = dp.binary_search(is_enough, bounds=(low, high))
     return scale
 
 
@@ -119,7 +129,9 @@ def threshold_of(mechanism: Mechanism, *, scale: float, cells: int, delta: float
     """
     if delta_of(mechanism, scale=scale, cells=cells, threshold=_MAX_THRESHOLD) > delta:
         raise ValueError("no threshold fits the delta of discovery")
-    low, high = 0, _MAX_THRESHOLD
+    low, high = 0, 1
+    while high < _MAX_THRESHOLD and delta_of(mechanism, scale=scale, cells=cells, threshold=high) > delta:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         if delta_of(mechanism, scale=scale, cells=cells, threshold=middle) <= delta:

@@ -19,6 +19,8 @@ from edge_agg.contract.cells import shape
 from edge_agg.contract.vectors import Reading, Vector, readings_of, totals_of
 from edge_agg.privacy.aggregate import to_bins, to_grid, to_steps
 from edge_agg.privacy.bound import Rows
+from edge_agg.privacy.derive import derive
+from edge_agg.privacy.ids import int64s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +51,7 @@ class Events:
         rows = self.rows
         if len(index) == len(rows.cell):
             return rows
-        at = pa.array(index)
+        at = int64s(index)
         return Rows(
             unit=None if rows.unit is None else rows.unit.take(at),
             cell=rows.cell[index],
@@ -68,6 +70,7 @@ def read_events(plan: Plan, vectors: Sequence[Vector], batch: pa.RecordBatch) ->
         vectors: its vectors.
         batch: the plan's columns, typed by `ingest.decode`.
     """
+    batch = derive(plan, batch)
     time = batch.column(plan.events.time)
     unit = None if plan.privacy_unit.column is None else batch.column(plan.privacy_unit.column)
     usable = _Usable()
@@ -115,16 +118,27 @@ class _Usable:
 
 
 def _key(plan: Plan, batch: pa.RecordBatch, usable: _Usable) -> pa.Array | None:
-    """Each row's discovered key as text, if the plan discovers any."""
+    """Each row's discovered key as text, or as the integer whose text it is, if the plan discovers any."""
     partition = plan.discovered
     if partition is None or partition.discover is None:
         return None
     column = batch.column(partition.column)
     usable.need(column)
-    text = column if pa.types.is_string(column.type) else column.cast(pa.string())
-    length = pc.fill_null(pc.binary_length(text), 0).to_numpy(zero_copy_only=False)
-    usable.keep(length <= partition.discover.max_bytes)
+    if pa.types.is_int64(column.type):
+        usable.keep(_fits(pc.fill_null(column, 0).to_numpy(), partition.discover.max_bytes))
+        return column
+    coded = pa.types.is_dictionary(column.type)
+    text = column if coded or pa.types.is_string(column.type) else column.cast(pa.string())
+    length = pc.binary_length(text.dictionary).take(text.indices) if coded else pc.binary_length(text)
+    usable.keep(pc.fill_null(length, 0).to_numpy(zero_copy_only=False) <= partition.discover.max_bytes)
     return text
+
+
+def _fits(values: Int64s, max_bytes: int) -> Bools:
+    """Whether the text of each integer is short enough."""
+    most, least = min(10**max_bytes - 1, 2**63 - 1), max(1 - 10 ** (max_bytes - 1), -(2**63))
+    fits: Bools = (values >= least) & (values <= most)
+    return fits
 
 
 def _codes(partition: Partition, column: pa.Array, usable: _Usable) -> Int64s:
@@ -150,13 +164,20 @@ def _listed(partition: Partition, column: pa.Array) -> Int64s:
         codes = values - first
         outside = codes.view(np.uint64) >= len(keys)
         return np.where(outside, -1, codes) if outside.any() else codes
-    known = pc.index_in(column, value_set=pa.array(keys, type=column.type), skip_nulls=True)
+    if pa.types.is_dictionary(column.type):
+        known = _index_in(column.dictionary, keys).take(column.indices)
+    else:
+        known = _index_in(column, keys)
     codes = (pc.fill_null(known, -1) if known.null_count else known).to_numpy(zero_copy_only=False).astype(np.int64)
     return codes
 
 
+def _index_in(column: pa.Array, keys: Sequence[Key]) -> pa.Array:
+    return pc.index_in(column, value_set=pa.array(keys, type=column.type), skip_nulls=True)
+
+
 def _consecutive(keys: Sequence[Key], first: int) -> bool:
-    return all(key == first + i for i, key in enumerate(keys))
+    return list(keys) == [*range(first, first + len(keys))]
 
 
 def _calendar(partition: Partition, column: pa.Array) -> Int64s:

@@ -1,6 +1,6 @@
 """The guarantee in numbers and words: what a plan costs a unit at one site, a person, in a period and over a year.
 
-Place: shown by `edge-agg check`, `status` and `ledger`, before and while a budget is spent; nothing here spends any.
+Place: shown by `edge-agg check`, `status` and `ledger verify`, before and while a budget is spent; it spends nothing.
 Invariants: every epsilon is OpenDP's conversion of a composed rho, rounded up; the delta of discovered keys is a part
 of the delta shown beside it; no loss is quoted for one window alone.
 """

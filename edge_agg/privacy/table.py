@@ -25,6 +25,8 @@ ABSENT = np.uint64(0xFFFFFFFF)
 _LEAST_SLOTS = 1 << 12
 _ROOM = 2
 """Slots there are, at least, for each code."""
+_GROWTH = 4
+"""Slots there are, more or less, for each code after the table has grown."""
 _CODE = np.uint64(0xFFFFFFFF)
 _UPPER = ~_CODE
 
@@ -96,7 +98,7 @@ class Table:
     def _grow(self, known: UInt64s, least: int) -> None:
         codes = np.compress(self._slots != ABSENT, self._slots) & _CODE
         keys = known.take(codes.view(np.intp))
-        self._slots = np.full(1 << (_ROOM * least).bit_length(), ABSENT)
+        self._slots = np.full(1 << (_GROWTH * least).bit_length(), ABSENT)
         last = len(self._slots) - 1
         slots, words = (keys & np.uint64(last)).view(np.intp), (keys & _UPPER) | codes
         waiting, turn = np.arange(len(codes)), 0

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from edge_agg.privacy.codes import Codes
-from edge_agg.privacy.ids import integers
+from edge_agg.privacy.ids import int64s, integers
 from edge_agg.privacy.table import ABSENT
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Units:
     def recoded(self, codes: UInt64s) -> UInt64s:
         """Dense codes for what were its own codes."""
         assert self._codes is not None, "after `outgrow`"
-        return self._codes.encode(pa.array(codes.view(np.int64)))[0]
+        return self._codes.encode(int64s(codes.view(np.int64)))[0]
 
     def encode(self, ids: pa.Array) -> tuple[UInt64s, UInt64s]:
         """The code and the key of each id, uint64[n] each."""
@@ -78,7 +78,7 @@ class Units:
 
     def ids(self, codes: UInt64s) -> pa.Array:
         """The ids of some codes, int64 or large_string."""
-        return pa.array(codes.view(np.int64)) if self._codes is None else self._codes.ids(codes)
+        return int64s(codes.view(np.int64)) if self._codes is None else self._codes.ids(codes)
 
 
 def _is_integer(ids: pa.Array) -> bool:

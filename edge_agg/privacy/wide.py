@@ -61,13 +61,15 @@ class Columns:
 class Wide:
     """The rows of one window, in columns."""
 
-    def __init__(self, *, max_partitions: int, max_rows: int, ranks: Callable[[], Int64s], merge_rows: int) -> None:
+    def __init__(
+        self, *, max_partitions: int, max_rows: int, ranks: Callable[[], Int64s] | None, merge_rows: int
+    ) -> None:
         """Begin without rows.
 
         Args:
             max_partitions: L0.
             max_rows: L-infinity.
-            ranks: the rank of each key's text among all so far, by code.
+            ranks: the rank of each key among all so far, by code; None where rows have no keys.
             merge_rows: at least so many rows wait before they are merged.
         """
         self._max_partitions, self._max_rows, self._merge_rows = max_partitions, max_rows, merge_rows
@@ -86,6 +88,10 @@ class Wide:
         """Give every row's unit another code."""
         self._parts = [replace(part, unit=codes_of(part.unit)) for part in self._parts]
         self._kept = 0
+
+    def recode_keys(self, codes_of: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]]) -> None:
+        """Give every row's key another code; the order of rows does not hang on it."""
+        self._parts = [part if part.key is None else replace(part, key=codes_of(part.key)) for part in self._parts]
 
     def columns(self) -> Columns | None:
         """What is kept, a unit's rows together; None if nothing is."""
@@ -138,6 +144,7 @@ class Wide:
         shared = np.zeros(run[-1] + 1, np.bool_)
         shared[run[mixed]] = True
         at = np.flatnonzero(shared[run])
+        assert self._ranks is not None, "rows have keys"
         tied = order[at]
         order[at] = tied[np.lexsort((rows.cell[tied], self._ranks()[key[tied]], run[at]))]
         return order

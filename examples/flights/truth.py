@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from edge_agg.config import load, span_of
+from edge_agg.config import FileTable, load, span_of
 from edge_agg.contract.cells import keys
 from edge_agg.contract.plan import plan_hash
 from edge_agg.ingest.file import FileSource
@@ -35,6 +35,7 @@ def bounded_truth(config_path: Path) -> pl.DataFrame:
     span = Span(start=start, end=end)
     windows: dict[datetime, Bounding] = {}
     for source in config.source:
+        assert isinstance(source, FileTable), "the demo reads files"
         for frame in FileSource(source.path).frames(plan.events.columns):
             events = read_events(plan, measurement.vectors, frame.batch)
             parts = split(events.time_us, every=plan.every, closed_before=None, span=span)

@@ -31,6 +31,7 @@ from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.landing import Landing, Verdict
 from edge_agg.contract.codec import open_sealed
 from edge_agg.contract.release import Link, Release, Sealed, Status
+from tests.disk import Disk, DiskVfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -112,54 +113,13 @@ def test_a_file_of_another_version_is_left_alone(path: Path) -> None:
 # B1: an ack means committed and fsynced
 
 
-class Disk(apsw.VFS):
-    """A disk that keeps, in another folder, what a power cut would leave.
-
-    Each file is as it was at its own last sync; one that was deleted is back unless the folder was synced since.
-    """
-
-    def __init__(self, watched: Path, kept: Path) -> None:
-        self.watched, self.kept, self.broken, self.syncs = watched, kept, False, 0
-        kept.mkdir()
-        super().__init__("disk", "unix", makedefault=True)
-
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> DiskFile:  # noqa: N802  # apsw's name
-        """Open a file that is watched."""
-        return DiskFile(name, flags, self)
-
-    def fsync(self, fd: int) -> None:
-        """In place of `os.fsync`."""
-        os.fdatasync(fd)
-        if os.fstat(fd).st_ino == self.watched.stat().st_ino:
-            for file in self.kept.iterdir():
-                if not (self.watched / file.name).exists():
-                    file.unlink()
-
-
-class DiskFile(apsw.VFSFile):
-    """One file of such a disk."""
-
-    def __init__(self, name: str | apsw.URIFilename | None, flags: list[int], disk: Disk) -> None:
-        self.path = Path(name.filename() if isinstance(name, apsw.URIFilename) else str(name))
-        self.disk = disk
-        super().__init__("unix", name, flags)
-
-    def xSync(self, flags: int) -> None:  # noqa: N802  # apsw's name
-        """Sync, and keep what is then on the disk."""
-        if self.disk.broken:
-            raise apsw.IOError
-        super().xSync(flags)
-        self.disk.syncs += 1
-        if self.path.parent == self.disk.watched:
-            shutil.copy(self.path, self.disk.kept)
-
-
 @pytest.fixture
 def disk(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk = Disk(path.parent, tmp_path / "kept")
+    vfs = DiskVfs(disk)
     monkeypatch.setattr(os, "fsync", disk.fsync)
     yield disk
-    disk.unregister()
+    vfs.unregister()
 
 
 def survives_a_power_cut_after_each_ack(path: Path, disk: Disk, maker: Maker, *, synchronous: str) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_agg import failpoint
-from edge_agg.agent import Agent, build
+from edge_agg.assembly import build
 from edge_agg.clock import SystemClock
 from edge_agg.config import horizon_of, load
 from edge_agg.contract import arrow, codec
@@ -33,6 +33,7 @@ from edge_agg.privacy.statement import budget_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_agg.agent import Agent
     from edge_agg.contract.release import Link, Sealed
     from edge_agg.uplink import Waiting
 

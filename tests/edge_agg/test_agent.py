@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edge_agg import failpoint, telemetry
-from edge_agg.agent import FUTURE, POLL_S, Agent, build
+from edge_agg.agent import FUTURE, POLL_S, Agent
+from edge_agg.assembly import build
 from edge_agg.config import load
 from edge_agg.contract.release import Status
 from edge_agg.errors import JournalFailed, SourceUnreadable
@@ -34,7 +35,7 @@ from tests.fakes import (
     FakeCollector,
     Row,
     frozen_noise,
-    settle,
+    rest,
     small_plan_text,
     unavailable,
     write_config,
@@ -151,9 +152,8 @@ def test_a_part_with_rows_of_an_open_window_is_read_again(tmp_path: Path, monkey
 
     async def first_window(agent: Agent) -> None:
         agent._begin()
-        await agent._read_sources()
+        await agent._with_intake(agent._deliver_all())
         await agent._close_until(lambda _: MONDAY + WEEK + HOUR)
-        await agent._read_sources()
 
     with_agent(config, first_window, wire=wire)
     assert drain(config, wire)
@@ -166,13 +166,13 @@ def test_one_source_is_read_once_for_all_plans(tmp_path: Path, monkeypatch: pyte
     write_events(tmp_path / "events" / "a.parquet", [Row()])
     config = write_config(tmp_path, small_plan_text(name="one"), small_plan_text(COUNT, SUM, name="two"))
     reads: list[object] = []
-    honest = FileSource.frames
+    honest = FileSource._part_frames
 
-    def counted(self: FileSource, columns: Any, **more: Any) -> Any:
-        reads.append(self)
-        return honest(self, columns, **more)
+    def counted(self: FileSource, part: Any, columns: Any) -> Any:
+        reads.append(part)
+        return honest(self, part, columns)
 
-    monkeypatch.setattr(FileSource, "frames", counted)
+    monkeypatch.setattr(FileSource, "_part_frames", counted)
     wire = FakeCollector()
     assert drain(config, wire)
     assert len(reads) == 1
@@ -262,9 +262,7 @@ class Live:
     async def pass_time(self, by: timedelta = timedelta(seconds=POLL_S)) -> None:
         """Let time pass, and the agent act on it."""
         await self.clock.advance(by)
-        for _ in range(20):  # reading happens in a thread: give it real time, and the loop its turns
-            await asyncio.sleep(0.002)
-            await settle(5)
+        await rest()
 
     async def end(self) -> None:
         """Stop."""
@@ -454,7 +452,7 @@ def record(
         patch.setattr(telemetry, "_watchers", [lambda event, fields: heard.append((event, fields))])
         patch.setattr(secrets, "token_hex", lambda n: "ab" * n)
         patch.setattr(secrets, "token_bytes", lambda n: b"s" * n)
-        patch.setattr("edge_agg.agent.random.random", lambda: 0.5)
+        patch.setattr("edge_agg.assembly.random.random", lambda: 0.5)
         exits = [drain(config, wire, FakeClock(LATER, jumps=True)) for _ in range(runs)]
     said = [(event, {k: str(v).replace(str(home), "") for k, v in fields.items()}) for event, fields in heard]
     return wire.requests, said, exits
@@ -539,9 +537,9 @@ def test_the_replay_sees_a_history_taken_from_the_data(tmp_path: Path, monkeypat
 def _logs_a_row_count(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Series.add
 
-    def add(self: Series, batch: Any) -> None:
+    def add(self: Series, batch: Any, **more: Any) -> None:
         telemetry.emit(Event.PART_READ, rows=batch.num_rows)
-        honest(self, batch)
+        honest(self, batch, **more)
 
     monkeypatch.setattr(Series, "add", add)
 
@@ -554,8 +552,8 @@ def _skips_empty_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 def _moves_the_watermark_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Series.add
 
-    def add(self: Series, batch: Any) -> None:
-        honest(self, batch)
+    def add(self: Series, batch: Any, **more: Any) -> None:
+        honest(self, batch, **more)
         latest = max(self._open, default=None)
         if latest is not None and (self.closed_before is None or latest > self.closed_before):
             self.closed_before = latest

@@ -40,7 +40,7 @@ def edge_agg(*words: object) -> Result:
 def collector(monkeypatch: pytest.MonkeyPatch) -> FakeCollector:
     """A collector in the place of gRPC; and an agent that lets go of its folder as a process does when it ends."""
     wire = FakeCollector()
-    monkeypatch.setattr("edge_agg.agent.GrpcWire", lambda *_, **__: wire)
+    monkeypatch.setattr("edge_agg.assembly.GrpcWire", lambda *_, **__: wire)
     opened: list[Journal] = []
     honest = Journal.open
 
@@ -72,7 +72,9 @@ def test_a_drain_that_is_done_exits_0(tmp_path: Path, collector: FakeCollector) 
     assert collector.windows == [MONDAY + i * WEEK for i in range(4)]
 
 
-@pytest.mark.parametrize("command", [["check"], ["run", "--drain", "--log", "none"], ["status"], ["ledger"]])
+@pytest.mark.parametrize(
+    "command", [["check"], ["run", "--drain", "--log", "none"], ["status"], ["ledger", "verify"], ["ledger", "export"]]
+)
 def test_a_bad_plan_exits_3_and_is_named(tmp_path: Path, command: list[str]) -> None:
     """Guarantee: the file, the path in it, and what is wrong, on one line."""
     config = write_config(tmp_path, small_plan_text(max_rows=0))
@@ -233,13 +235,13 @@ def test_a_ledger_that_follows_exits_0(tmp_path: Path, collector: FakeCollector)
     write_events(tmp_path / "events" / "a.parquet", [Row(u="SECRET-UNIT")])
     config = write_config(tmp_path, epsilon=40.0)
     assert drain(config).exit_code == 0
-    done = edge_agg("ledger", config)
+    done = edge_agg("ledger", "verify", config)
     said = " ".join(done.output.split())
     assert (done.exit_code, "SECRET" in said) == (0, False)
     for words in ("4 releases", "account people", "small v1", "lost at most epsilon", "of 40", "Everything follows"):
         assert words in said
     assert max(map(len, done.output.splitlines())) <= 80
-    (account,) = (found := json.loads(edge_agg("ledger", config, "--json").output))["accounts"]
+    (account,) = (found := json.loads(edge_agg("ledger", "verify", config, "--json").output))["accounts"]
     assert (found["releases"], found["differences"]) == (4, [])
     (plan,) = account["plans"]
     assert (plan["statuses"], plan["charges"], plan["open"]) == ({"released": 4}, 4, 0)
@@ -255,23 +257,49 @@ def test_a_ledger_that_differs_exits_8(tmp_path: Path, collector: FakeCollector)
     db = apsw.Connection(str(tmp_path / "state" / "journal.sqlite"))
     db.execute("UPDATE charge SET rho='1/1000000' WHERE rowid=2")
     db.close()
-    done = edge_agg("ledger", config)
+    done = edge_agg("ledger", "verify", config)
     said = " ".join(done.output.split())
     assert done.exit_code == 8
     assert "charge of window 2013-01-14 00:00" in said
     assert "is rho 1e-06 (1/1000000), its plan says rho" in said
-    again = edge_agg("ledger", config, "--json")
+    again = edge_agg("ledger", "verify", config, "--json")
     assert again.exit_code == 8
     assert json.loads(again.output)["differences"][0]["problem"].startswith("is rho 1e-06 (1/1000000)")
+
+
+def test_the_books_are_exported(tmp_path: Path, collector: FakeCollector) -> None:
+    """Guarantee: to a file or to standard output, JSON or CSV, with a release for each that was sent."""
+    write_events(tmp_path / "events" / "a.parquet", [Row(u="SECRET-UNIT")])
+    config = write_config(tmp_path)
+    assert drain(config).exit_code == 0
+    done = edge_agg("ledger", "export", config)
+    assert done.exit_code == 0
+    assert len(json.loads(done.output)["releases"]) == len(collector.releases) == 4
+    assert "SECRET" not in done.output
+    done = edge_agg("ledger", "export", config, "--format", "csv", "-o", tmp_path / "books.csv")
+    assert (done.exit_code, done.output) == (0, "")
+    assert (tmp_path / "books.csv").read_text().count("\nrelease,") == 4
+    assert edge_agg("ledger", "export", config, "-o", tmp_path / "none" / "books").exit_code == 3
+
+
+def test_doctor_exits_1_where_something_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: a supervisor hears of it, also where the config cannot be read, and the bundle is there to be sent."""
+    config = write_config(tmp_path)
+    config.write_text(config.read_text().replace("[collector]", "[colector]"))
+    done = edge_agg("doctor", config, "-o", tmp_path / "support.tar.gz")
+    assert (done.exit_code, (tmp_path / "support.tar.gz").exists()) == (1, True)
+    assert "colector" in done.output
+    monkeypatch.setattr("edge_agg.doctor.page.doctor", lambda *_, **__: True)
+    assert edge_agg("doctor", config).exit_code == 0
 
 
 def test_a_ledger_without_a_journal_exits_5(tmp_path: Path) -> None:
     """Nothing has run here yet, or it was another agent; looking does not create it."""
     config = write_config(tmp_path)
-    assert edge_agg("ledger", config).exit_code == 5
+    assert edge_agg("ledger", "verify", config).exit_code == 5
     assert not (tmp_path / "state").exists()
     Journal.open(tmp_path / "state", "other", now=MONDAY).close()
-    done = edge_agg("ledger", config)
+    done = edge_agg("ledger", "verify", config)
     assert (done.exit_code, "another agent" in done.stderr) == (5, True)
 
 
@@ -312,7 +340,8 @@ HEAVY = [
 HELP = """
 import contextlib, io, sys
 from edge_agg.__main__ import cli
-for words in (["--help"], *([name, "--help"] for name in cli.commands)):
+groups = [(), *((name,) for name in cli.commands), *(("ledger", name) for name in cli.commands["ledger"].commands)]
+for words in [[*group, "--help"] for group in groups]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edge_agg.config import discovery_of, horizon_of, load, load_plan, plans_of, span_of
+from edge_agg.config import FileTable, discovery_of, horizon_of, load, load_plan, plans_of, span_of
 from edge_agg.contract.plan import plan_hash
 from edge_agg.errors import ConfigInvalid
 from examples.flights import site
@@ -61,6 +61,7 @@ def test_the_sample_of_the_design_is_taken(tmp_path: Path) -> None:
     config, plans = load(path)
     assert [plan.name for plan in plans] == ["flight_delays"]
     assert config.agent.state == str(tmp_path / "state" / "jfk")
+    assert isinstance(config.source[0], FileTable)
     assert config.source[0].path == str(tmp_path / "events" / "jfk" / "*.parquet")
     assert config.plan[0].path == str(tmp_path / "plans" / "flight_delays.toml")
     assert (config.agent.tenant, config.collector.batch, config.history) == ("default", 20, None)

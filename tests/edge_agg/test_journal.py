@@ -19,10 +19,11 @@ from edge_agg.contract.codec import to_us
 from edge_agg.contract.plan import PlanHash
 from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.release import Charge, Sealed, Status
-from edge_agg.errors import JournalFailed
-from edge_agg.journal import SCHEMA_VERSION, Counted, Journal, Position
+from edge_agg.errors import BudgetExhausted, JournalFailed
+from edge_agg.journal import SCHEMA_VERSION, Counted, Journal, Position, schema
+from edge_agg.journal import file as room
 from edge_agg.lock import holder
-from edge_agg.privacy.ledger import Entry
+from edge_agg.privacy.ledger import Budget, Entry, check_room
 from tests.fakes import DAY, MONDAY, WEEK
 
 if TYPE_CHECKING:
@@ -211,6 +212,60 @@ def test_a_part_is_known_by_its_last_state(journal: Journal) -> None:
     journal.note([position("a", MONDAY + WEEK)], {"late": 2})
     assert journal.positions_within("files", [MONDAY + DAY]) == []
     assert journal.local_counts() == {"late": 3}
+
+
+def test_the_time_that_was_noted_last_outlives_the_process(journal: Journal, folder: Path) -> None:
+    """Guarantee: as it was noted, also if it went back: what to make of it is the clock's business."""
+    assert journal.last_seen is None
+    for now in (MONDAY + WEEK, MONDAY):
+        journal.note_clock(now)
+        assert journal.last_seen == now
+    again = reopened(journal, folder)
+    assert again.last_seen == MONDAY
+    again.close()
+
+
+def test_the_creation_can_be_said_anew(journal: Journal, folder: Path) -> None:
+    """Guarantee: a device that booted in 1970 has its first window where its clock was first set, also later."""
+    assert journal.created == MONDAY
+    journal.note_creation(MONDAY + WEEK)
+    assert journal.created == MONDAY + WEEK
+    again = reopened(journal, folder)
+    assert again.created == MONDAY + WEEK
+    again.close()
+
+
+def test_what_is_used_on_disk_goes_down_when_payloads_go(journal: Journal) -> None:
+    """Guarantee: a backlog that was delivered counts no longer, though the file keeps its length."""
+    journal.note([position("a", MONDAY)], {})
+    least = journal.bytes_used
+    for i in range(20):
+        seal(journal, MONDAY + i * WEEK, size=100_000)
+    assert journal.bytes_used > least + 2_000_000
+    journal.settle(acked=list(range(1, 21)), parked=[])
+    assert journal.bytes_used < least + 200_000
+
+
+def test_the_books_in_memory_are_those_on_disk(journal: Journal, folder: Path) -> None:
+    """Guarantee (A3): a commit adds to both, a failed one to neither, and a restart finds the same."""
+    charge(journal, MONDAY)
+    limit = Budget(rho=CHARGE.rho * 3, delta=CHARGE.delta * 3, horizon=2 * WEEK)
+    new = Entry(window_start=MONDAY + WEEK, charge=CHARGE)
+    check_room(limit, journal.book("people"), new)
+    crash_at("charge_uncommitted")
+    with pytest.raises(Crash):
+        charge(journal, MONDAY + WEEK)
+    failpoint.armed = None
+    assert journal.cumulative("people") == CHARGE
+    charge(journal, MONDAY + WEEK)
+    check_room(limit, journal.book("people"), new)
+    charge(journal, MONDAY + WEEK, OTHER)
+    for opened in (journal, reopened(journal, folder)):
+        if opened is not journal:
+            assert opened.cumulative("people") == CHARGE * 3
+        with pytest.raises(BudgetExhausted):
+            check_room(limit, opened.book("people"), new)
+    opened.close()
 
 
 # T3
@@ -410,16 +465,59 @@ def test_an_older_journal_keeps_all_that_it_says(folder: Path) -> None:
     opened.close()
 
 
-def test_an_upgraded_journal_has_the_schema_of_a_new_one(tmp_path: Path, folder: Path) -> None:
+def version_2(folder: Path) -> Sealed:
+    """Write a journal of version 2: that of version 1, a charge that covers a period, and a file that was read."""
+    sealed = version_1(folder)
+    db = apsw.Connection(str(folder / "journal.sqlite"))
+    with db:
+        db.execute(schema._UPGRADES[1])
+        spent = ("people", OTHER, to_us(MONDAY), 1, str(CHARGE.rho), str(CHARGE.delta), to_us(MONDAY + WEEK))
+        db.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?)", spent)
+        db.execute("INSERT INTO part VALUES ('files', 'a.parquet', 10, 5, ?)", (to_us(MONDAY),))
+        db.execute("PRAGMA user_version=2")
+    db.close()
+    return sealed
+
+
+def test_a_journal_of_the_version_before_keeps_its_periods_and_its_parts(folder: Path) -> None:
+    """Guarantee (A3): charges, covers, chain and positions are as they were; whole files begin at 0."""
+    sealed = version_2(folder)
+    opened = Journal.open(folder, "node", now=MONDAY)
+    assert opened.is_covered(OTHER, MONDAY + WEEK)
+    assert opened.cumulative("people") == CHARGE * 3
+    assert opened.next_link().prev_hash == sealed.hash
+    assert opened.positions_within("files", [MONDAY]) == [position("a.parquet", MONDAY)]
+    assert opened.last_seen is None
+    opened.close()
+
+
+@pytest.mark.parametrize("write", [version_1, version_2])
+def test_an_older_journal_can_be_looked_at_before_it_is_upgraded(folder: Path, write: Callable[[Path], Sealed]) -> None:
+    """Guarantee: what a person asks after an upgrade is answered, and the file stays as it was until the agent runs."""
+    sealed = write(folder)
+    before = (folder / "journal.sqlite").read_bytes()
+    look = Journal.read(folder, "node")
+    assert look.cumulative("people") == CHARGE * len(look.entries("people"))
+    assert [w.sealed for w in look.waiting(9)] == [sealed]
+    assert look.closed_before(PLAN) == MONDAY + WEEK
+    look.close()
+    assert (folder / "journal.sqlite").read_bytes() == before
+
+
+@pytest.mark.parametrize("write", [version_1, version_2])
+def test_an_upgraded_journal_has_the_schema_of_a_new_one(
+    tmp_path: Path, folder: Path, write: Callable[[Path], Sealed]
+) -> None:
     """Guarantee: whatever way a journal came to this version, it is the same file to the program."""
-    version_1(folder)
+    write(folder)
     Journal.open(folder, "node", now=MONDAY).close()
     Journal.open(tmp_path / "new", "node", now=MONDAY).close()
     found = []
     for place in (folder, tmp_path / "new"):
         db = apsw.Connection(str(place / "journal.sqlite"))
         tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type='table' ORDER BY name")]
-        found.append({name: list(db.execute(f"SELECT * FROM pragma_table_info('{name}')")) for name in tables})
+        shape = {name: list(db.execute(f"SELECT * FROM pragma_table_info('{name}')")) for name in tables}
+        found.append((shape, list(db.execute("SELECT name FROM sqlite_schema WHERE type='index' ORDER BY name"))))
         db.close()
     assert found[0] == found[1]
 
@@ -428,8 +526,8 @@ def test_an_upgrade_that_fails_halfway_is_begun_again(folder: Path, monkeypatch:
     """Guarantee: an upgrade is one commit: half of one leaves version 1, as it was."""
     version_1(folder)
     with monkeypatch.context() as patch:
-        module = sys.modules[Journal.__module__]
-        patch.setattr(module, "_UPGRADES", {1: module._UPGRADES[1] + "INSERT INTO nowhere VALUES (1);"})
+        halfway = schema._UPGRADES | {2: schema._UPGRADES[2] + "INSERT INTO nowhere VALUES (1);"}
+        patch.setattr(schema, "_UPGRADES", halfway)
         with pytest.raises(JournalFailed):
             Journal.open(folder, "node", now=MONDAY)
     opened = Journal.open(folder, "node", now=MONDAY)
@@ -494,9 +592,10 @@ def test_reading_writes_nothing(journal: Journal, folder: Path) -> None:
 
 
 def test_the_settings_that_durability_rests_on(journal: Journal) -> None:
-    """WAL, synchronous=FULL: every commit is synced."""
-    assert journal._db.execute("PRAGMA journal_mode").get == "wal"
-    assert journal._db.execute("PRAGMA synchronous").get == 2
+    """WAL, synchronous=FULL: every commit is synced; what is deleted is overwritten."""
+    assert journal._file.db.execute("PRAGMA journal_mode").get == "wal"
+    assert journal._file.db.execute("PRAGMA synchronous").get == 2
+    assert journal._file.db.execute("PRAGMA secure_delete").get == 1
 
 
 # Errors
@@ -531,6 +630,7 @@ class BrokenDb:
 
     def __init__(self, error: Exception) -> None:
         self.execute = self.executemany = trouble(error)
+        self.in_transaction = False
 
     def __enter__(self) -> Self:
         return self
@@ -548,7 +648,7 @@ def test_any_trouble_is_journal_failed_and_says_nothing(
 ) -> None:
     """Guarantee (A6): the kind of error and nothing else: no path, no value, no SQL, also in a traceback."""
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_db", BrokenDb(error))
+        patch.setattr(journal._file, "db", BrokenDb(error))
         with pytest.raises(JournalFailed) as caught:
             call(journal)
     shown = "".join(traceback.format_exception_only(caught.value)) + str(caught.value)
@@ -565,10 +665,9 @@ def test_an_unmapped_error_would_be_caught(monkeypatch: pytest.MonkeyPatch, jour
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
 
-    module = sys.modules[Journal.__module__]
-    monkeypatch.setattr(module, "_as_journal_failed", NoMap)
+    monkeypatch.setattr(room, "as_journal_failed", lambda _: NoMap())
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_db", BrokenDb(apsw.FullError(SECRET)))
+        patch.setattr(journal._file, "db", BrokenDb(apsw.FullError(SECRET)))
         with pytest.raises(apsw.FullError, match=SECRET):
             journal.unacked()
 
@@ -576,7 +675,7 @@ def test_an_unmapped_error_would_be_caught(monkeypatch: pytest.MonkeyPatch, jour
 def test_after_an_error_the_journal_is_finished(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guarantee (A2): one error ends the journal; a later commit can never make it look good."""
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_db", BrokenDb(apsw.IOError("fsync")))
+        patch.setattr(journal._file, "db", BrokenDb(apsw.IOError("fsync")))
         with pytest.raises(JournalFailed):
             journal.settle(acked=[], parked=[])
     with pytest.raises(JournalFailed):

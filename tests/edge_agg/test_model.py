@@ -231,7 +231,7 @@ class Model(RuleBasedStateMachine):
         """What is sealed stays what it is: the same seq, the same header, linked without gaps."""
         if not hasattr(self, "journal"):
             return
-        rows = list(self.journal._db.execute("SELECT seq, header, hash FROM release ORDER BY seq"))
+        rows = list(self.journal._file.db.execute("SELECT seq, header, hash FROM release ORDER BY seq"))
         assert [seq for seq, _, _ in rows] == list(range(1, len(rows) + 1))
         for seq, header, digest in rows:
             assert self.sealed.setdefault(seq, (header, digest)) == (header, digest)
@@ -248,7 +248,7 @@ class Model(RuleBasedStateMachine):
         """Charged is no less than drawn, no more than the budget, and twice a window at most."""
         if not hasattr(self, "journal"):
             return
-        charges = list(self.journal._db.execute("SELECT count(*) FROM charge GROUP BY plan_hash, window_start_us"))
+        charges = list(self.journal._file.db.execute("SELECT count(*) FROM charge GROUP BY plan_hash, window_start_us"))
         assert sum(n for (n,) in charges) >= len(self.noise.answers)
         assert all(n <= MAX_ATTEMPTS for (n,) in charges)
         assert self.journal.cumulative("people").rho <= BUDGET.rho
@@ -260,7 +260,7 @@ class Model(RuleBasedStateMachine):
             return
         paid: defaultdict[datetime, Fraction] = defaultdict(Fraction)
         query = "SELECT window_start_us, rho FROM charge WHERE plan_hash=?"
-        for us, rho in self.journal._db.execute(query, (plan_hash(PLANS[2]),)):
+        for us, rho in self.journal._file.db.execute(query, (plan_hash(PLANS[2]),)):
             paid[window_of(from_us(us), PERIOD)] += Fraction(rho) / MEASUREMENTS[2].charge.rho
         assert all(draws <= paid[period] for (period, _), draws in self.moved.items())
 

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edge_agg import report, telemetry
+from edge_agg import telemetry
 from edge_agg.contract import arrow
 from edge_agg.contract.cells import n_cells
 from edge_agg.contract.plan import parse_plan
 from edge_agg.errors import ConfigInvalid
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.predict import Figure
-from edge_agg.report import _payload_bytes
+from edge_agg.report.bars import bars
+from edge_agg.report.check import _payload_bytes, check, error
 from edge_agg.telemetry import Event, emit
 from tests.fakes import COUNT, MEAN, small_plan, small_plan_text, write_config
 
@@ -52,7 +53,7 @@ def test_the_size_of_many_cells_is_reckoned_from_few() -> None:
 def test_check_says_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guarantee: the loss of a window, of a person, of a year, each with its epsilon and delta; and the errors."""
     text = small_plan_text(COUNT, MEAN, epsilon=2.0).replace('column = "u"\n', 'column = "u"\nmax_nodes = 3\n')
-    report.check(write_config(tmp_path, text, epsilon=100.0), 9)
+    check(write_config(tmp_path, text, epsilon=100.0), 9)
     out = words(capsys)
     for said in (
         "Whoever sees everything that leaves this site in one window learns at most epsilon",
@@ -73,17 +74,59 @@ def test_check_says_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_check_says_how_long_an_account_lasts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guarantee: until when, and what would make it last; with a plan that is not configured yet, too."""
     config = write_config(tmp_path, small_plan_text(epsilon=4.0), history=None)
-    report.check(config, 1)
+    check(config, 1)
     out = words(capsys)
     for said in ("more weekly releases of small, until", "small asks for", "To last for ever: window.every ="):
         assert said in out
     more = tmp_path / "more.toml"
     more.write_text(small_plan_text(epsilon=0.1, name="more", every="1d"))
-    report.check(config, 1, what_if=more, account="people")
+    check(config, 1, what_if=more, account="people")
     out = words(capsys)
     assert "more daily releases of more" in out
     assert "with more beside the rest" in out
     assert "more v1" in out
+
+
+def test_check_says_what_the_devices_policy_forbids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guarantee: plan and every rule that it breaks, by how much; a vetoed plan takes nothing from its account."""
+    config = write_config(tmp_path, small_plan_text(), small_plan_text(name="other"), history=None, epsilon=4.0)
+    config.write_text(config.read_text().replace('state = "state"', 'state = "state"\npolicy = "policy.toml"'))
+    (tmp_path / "policy.toml").write_text('[plans]\nallowed = ["small"]\n[window]\nepsilon = 1.0\ndelta = 1e-6\n')
+    check(config, 1)
+    out = words(capsys)
+    assert "Vetoed: this device's policy forbids other." in out
+    assert "- plans.allowed: names neither other nor sha256:" in out
+    assert "forbids small" not in out
+    assert "more weekly releases of small, until" in out
+    assert "releases of other" not in out
+    (tmp_path / "policy.toml").write_text("[window]\nepsilon = 0.9\ndelta = 1e-6\n")
+    check(config, 1)
+    assert "window.epsilon: one window costs epsilon 1.000 at delta 1e-06, 0.9 is the most" in words(capsys)
+
+
+def test_check_says_what_becomes_of_a_row_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guarantee: derived columns and filters are shown with what they do, whatever of it they have."""
+    text = (
+        small_plan_text(COUNT)
+        + """
+[[derive]]
+column = "hour"
+from = "t"
+calendar = "hour"
+[[derive]]
+column = "name"
+from = "k"
+[[filter]]
+column = "x"
+at_least = 0.0
+"""
+    )
+    (tmp_path / "plan.toml").write_text(text)
+    check(tmp_path / "plan.toml", 1)
+    out = words(capsys)
+    assert "makes hour of t: calendar hour" in out
+    assert "makes name of k " in out
+    assert "keeps rows by x: at least 0.0" in out
 
 
 def test_what_if_needs_an_account_of_that_population(tmp_path: Path) -> None:
@@ -91,11 +134,11 @@ def test_what_if_needs_an_account_of_that_population(tmp_path: Path) -> None:
     config, more = write_config(tmp_path), tmp_path / "more.toml"
     more.write_text(small_plan_text(name="more").replace('column = "u"', 'column = "k"'))
     with pytest.raises(ConfigInvalid, match="another privacy unit"):
-        report.check(config, 1, what_if=more, account="people")
+        check(config, 1, what_if=more, account="people")
     with pytest.raises(ConfigInvalid, match="names none of its accounts"):
-        report.check(config, 1, what_if=more, account="nobody")
+        check(config, 1, what_if=more, account="nobody")
     with pytest.raises(ConfigInvalid, match="name its config"):
-        report.check(more, 1, what_if=more, account="people")
+        check(more, 1, what_if=more, account="people")
 
 
 def test_check_of_discovered_keys_says_what_a_key_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +147,7 @@ def test_check_of_discovered_keys_says_what_a_key_needs(tmp_path: Path, capsys: 
         'column = "k"\nvalues = ["a", "b"]\nother = true', 'column = "k"\ndiscover = { delta = 1e-7 }'
     )
     (tmp_path / "plan.toml").write_text(text)
-    report.check(tmp_path / "plan.toml", 2)
+    check(tmp_path / "plan.toml", 2)
     out = words(capsys)
     selection = compile_plan(parse_plan(text)).selection
     assert selection is not None
@@ -115,23 +158,23 @@ def test_check_of_discovered_keys_says_what_a_key_needs(tmp_path: Path, capsys: 
 
 def test_check_warns_where_windows_come_from_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guarantee: what is not protected is said."""
-    report.check(write_config(tmp_path, history=None), 1)
+    check(write_config(tmp_path, history=None), 1)
     assert "No [history]" in words(capsys)
 
 
 def test_an_error_in_words() -> None:
     """A quantile's rank beside its value; no number where there is none."""
     figure = Figure(metric="m", part="q0.5", value=10.0, error=2.5, rank=0.0123)
-    assert report.error(figure) == "± 2.5 (1.2% of ranks)"
-    assert report.error(Figure(metric="m", part="", value=1.0, error=1234.5)) == "± 1,234"
-    assert report.error(Figure(metric="m", part="", value=1.0, error=float("inf"))) == "lost in noise"
+    assert error(figure) == "± 2.5 (1.2% of ranks)"
+    assert error(Figure(metric="m", part="", value=1.0, error=1234.5)) == "± 1,234"
+    assert error(Figure(metric="m", part="", value=1.0, error=float("inf"))) == "lost in noise"
 
 
 def test_the_bars_follow_the_events(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every event there is can be shown, and nothing goes to standard output."""
     monkeypatch.setattr(telemetry, "_watchers", [])
-    with report.bars():
-        emit(Event.PART_READ, source="s", parts=2)
+    with bars():
+        emit(Event.PART_READ, source="s")
         emit(Event.WINDOWS_DUE, windows=3)
         emit(Event.WINDOW_SEALED, plan="p", window="w", status="released")
         emit(Event.RELEASES_ACKED, releases=1, payload_bytes=10)

@@ -267,7 +267,7 @@ def test_the_charge_is_committed_before_the_draw(journal: Journal, monkeypatch: 
     at_draw: list[int] = []
 
     def spy(mechanism: Any, scale: float, exact: Any) -> Any:
-        assert journal._db.in_transaction is False
+        assert journal._file.db.in_transaction is False
         at_draw.append(journal.attempts(plan_hash(plan), MONDAY))
         return exact
 

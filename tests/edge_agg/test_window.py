@@ -27,22 +27,31 @@ near = st.integers(-40 * 86_400, 40 * 86_400).map(lambda s: MONDAY + timedelta(s
 spans = st.builds(Span, start=st.none() | near, end=st.none() | near)
 
 
+OPEN = Span(start=None, end=None)
+
+
 def microseconds(times: Sequence[datetime]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Times as `split` takes them."""
     return np.array([to_us(time) for time in times], dtype=np.int64)
 
 
 def by_hand(
-    times: Sequence[datetime], every: timedelta, closed_before: datetime | None, span: Span
+    times: Sequence[datetime],
+    every: timedelta,
+    closed_before: datetime | None,
+    span: Span,
+    floor: datetime | None = None,
 ) -> tuple[dict[datetime, list[int]], int, int]:
-    """Row by row, what should become of each."""
+    """Row by row, what should become of each; with a floor, late rows are assigned."""
     windows: dict[datetime, list[int]] = {}
     late = outside = 0
     for i, time in enumerate(times):
         start = time - (time - ORIGIN) % every
+        if floor is not None and time < floor:
+            start = floor
         if (span.start and time < span.start) or (span.end and time >= span.end):
             outside += 1
-        elif closed_before is not None and start < closed_before:
+        elif (closed_before is not None and start < closed_before) or (span.end and start >= span.end):
             late += 1
         else:
             windows.setdefault(start, []).append(i)
@@ -93,6 +102,60 @@ def test_a_watermark_out_of_the_data_would_be_caught() -> None:
     far = [datetime(2190, 1, 1, tzinfo=UTC)]
     assert kept(honest, far) == kept(honest, []) == 2
     assert kept(mutant, far) != kept(mutant, [])
+
+
+@given(st.lists(near | moments, max_size=30), lengths.filter(lambda e: e >= HOUR), near, st.none() | near, spans)
+def test_a_late_row_is_assigned_to_the_oldest_window_of_its_arrival(
+    times: list[datetime], every: timedelta, closed: datetime, arrived: datetime | None, span: Span
+) -> None:
+    """Guarantee: with `assign`, window, late or outside follow from a row's own time and its arrival, row by row."""
+    closed_before = window_of(closed, every)
+    floor = None if arrived is None else min(window_of(arrived, every), closed_before)
+    rows = microseconds(times)
+    parts = split(rows, every=every, closed_before=closed_before, span=span, assign=True, floor=floor)
+    assert as_plain(parts) == by_hand(times, every, closed_before, span, closed_before if floor is None else floor)
+    dropped = split(rows, every=every, closed_before=closed_before, span=span, floor=floor)
+    assert as_plain(dropped) == by_hand(times, every, closed_before, span)
+
+
+@given(st.lists(near, min_size=1, max_size=12), near, st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_an_assigned_row_counts_in_one_window_however_often_it_is_read(
+    times: list[datetime], arrived: datetime, closings: list[int]
+) -> None:
+    """Guarantee (A8): read again after any closings, a row goes to the window it first went to, or to none."""
+    assert moved(times, arrived, closings) == []
+
+
+def moved(times: list[datetime], arrived: datetime, closings: list[int], *, forget: bool = False) -> list[int]:
+    """The rows that a later reading sends to another window than the first."""
+    floor = window_of(arrived, DAY)
+    kept: dict[str, datetime | bool | None] = {"assign": True, "floor": None if forget else floor}
+
+    def read(closed_before: datetime) -> dict[int, datetime]:
+        parts = split(microseconds(times), every=DAY, closed_before=closed_before, span=OPEN, **kept)  # type: ignore[arg-type]  # one dict of several types
+        return {i: start for start, index in as_plain(parts)[0].items() for i in index}
+
+    first, closed_before, wrong = read(floor), floor, []
+    for days in closings:
+        closed_before += days * DAY
+        wrong += [i for i, start in read(closed_before).items() if start != first[i]]
+    return wrong
+
+
+def test_mutant_an_arrival_that_is_forgotten_is_caught() -> None:
+    """Mutant: a row that is read again is assigned anew, and counts in a second window."""
+    times = [MONDAY - HOUR, MONDAY + HOUR]
+    assert moved(times, MONDAY, [1]) == []
+    assert moved(times, MONDAY, [1], forget=True) == [0, 1]
+
+
+def test_no_late_row_opens_a_window_behind_the_span() -> None:
+    """Where all windows of the span have closed, a late row is late: there is no open window to assign it to."""
+    span = Span(start=MONDAY, end=MONDAY + WEEK)
+    rows = microseconds([MONDAY, MONDAY - HOUR])
+    parts = split(rows, every=WEEK, closed_before=MONDAY + WEEK, span=span, assign=True)
+    assert as_plain(parts) == ({}, 1, 1)
+    assert as_plain(split(rows, every=WEEK, closed_before=None, span=span, assign=True)) == ({MONDAY: [0]}, 0, 1)
 
 
 @given(near, st.lists(near, min_size=1, max_size=6), lengths.filter(lambda e: e >= DAY), st.sampled_from([0, 1, 30]))
@@ -152,9 +215,6 @@ def test_weeks_begin_on_monday(day: datetime) -> None:
     assert day.isoweekday() == 1
     parts = split(microseconds([day, day - timedelta(microseconds=1)]), every=WEEK, closed_before=None, span=OPEN)
     assert as_plain(parts)[0] == {day: [0], day - WEEK: [1]}
-
-
-OPEN = Span(start=None, end=None)
 
 
 def test_closing_by_rows_that_exist_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,6 @@ class Watched(Measurement):
 
 def answer(query: Query, pattern: str) -> Callable[[], Answer]:
     """Read, bound, charge, draw, seal."""
-    source = FileSource(pattern)
     first = next(iter(sorted(Path().glob(pattern))))
     ids = "string" if pq.read_schema(first).field("unit").type != "int64" else "integer"
     plan = plan_of(query, ids)
@@ -133,6 +132,7 @@ def answer(query: Query, pattern: str) -> Callable[[], Answer]:
     series = Series(
         tenant="bench", measurement=measurement, account=account, journal=journal, span=Span(start=None, end=None)
     )
+    source = FileSource(pattern, one_time=series.takes_one_time)
     for frame in source.frames(plan.events.columns):
         series.add(frame.batch)
     series.close(DAY)

@@ -51,6 +51,54 @@ STATUS_VETOED: Status.ValueType  # 4
 """The device's own policy forbade it."""
 Global___Status: _TypeAlias = Status  # noqa: Y015
 
+class _Veto:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VetoEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Veto.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VETO_UNSPECIFIED: _Veto.ValueType  # 0
+    """Nothing was vetoed, or no rule is named."""
+    VETO_PLAN: _Veto.ValueType  # 1
+    """The plan is not one of those that may run there."""
+    VETO_COLUMN: _Veto.ValueType  # 2
+    """It reads a column that must not be read."""
+    VETO_UNIT: _Veto.ValueType  # 3
+    """It protects single events, and not whose they are."""
+    VETO_NODES: _Veto.ValueType  # 4
+    """Its units may appear at too many sites."""
+    VETO_WINDOW: _Veto.ValueType  # 5
+    """Its windows are too short."""
+    VETO_EPSILON: _Veto.ValueType  # 6
+    """One window costs too much."""
+    VETO_HORIZON: _Veto.ValueType  # 7
+    """Its account may lose too much in a horizon."""
+    VETO_NOISE: _Veto.ValueType  # 8
+    """A vector has too little noise."""
+
+class Veto(_Veto, metaclass=_VetoEnumTypeWrapper):
+    """Which rule of the device's own policy a plan breaks: known from plan and policy alone."""
+
+VETO_UNSPECIFIED: Veto.ValueType  # 0
+"""Nothing was vetoed, or no rule is named."""
+VETO_PLAN: Veto.ValueType  # 1
+"""The plan is not one of those that may run there."""
+VETO_COLUMN: Veto.ValueType  # 2
+"""It reads a column that must not be read."""
+VETO_UNIT: Veto.ValueType  # 3
+"""It protects single events, and not whose they are."""
+VETO_NODES: Veto.ValueType  # 4
+"""Its units may appear at too many sites."""
+VETO_WINDOW: Veto.ValueType  # 5
+"""Its windows are too short."""
+VETO_EPSILON: Veto.ValueType  # 6
+"""One window costs too much."""
+VETO_HORIZON: Veto.ValueType  # 7
+"""Its account may lose too much in a horizon."""
+VETO_NOISE: Veto.ValueType  # 8
+"""A vector has too little noise."""
+Global___Veto: _TypeAlias = Veto  # noqa: Y015
+
 class _Mechanism:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -266,6 +314,7 @@ class ReleaseHeader(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     PAYLOAD_SHA256_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
+    VETO_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """The tenant whose agent this is."""
     agent: _builtins.str
@@ -294,6 +343,8 @@ class ReleaseHeader(_message.Message):
     """Rows of the payload: the plan's public cells, whatever the data; so many again for each released key, if keys are discovered."""
     payload_sha256: _builtins.bytes
     """sha256 of the payload."""
+    veto: Global___Veto.ValueType
+    """Which rule of the device's policy the plan breaks; only where the status is STATUS_VETOED."""
     @_builtins.property
     def charge(self) -> Global___Charge:
         """What this window was charged, all attempts together."""
@@ -336,10 +387,11 @@ class ReleaseHeader(_message.Message):
         rows: _builtins.int = ...,
         payload_sha256: _builtins.bytes = ...,
         selection: Global___Selection | None = ...,
+        veto: Global___Veto.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "charge", b"charge", "cumulative", b"cumulative", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agent", b"agent", "bounds", b"bounds", "charge", b"charge", "cumulative", b"cumulative", "incarnation", b"incarnation", "payload_sha256", b"payload_sha256", "plan", b"plan", "plan_hash", b"plan_hash", "plan_version", b"plan_version", "prev_hash", b"prev_hash", "rows", b"rows", "selection", b"selection", "seq", b"seq", "status", b"status", "tenant", b"tenant", "vectors", b"vectors", "window_end_us", b"window_end_us", "window_start_us", b"window_start_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "agent", b"agent", "bounds", b"bounds", "charge", b"charge", "cumulative", b"cumulative", "incarnation", b"incarnation", "payload_sha256", b"payload_sha256", "plan", b"plan", "plan_hash", b"plan_hash", "plan_version", b"plan_version", "prev_hash", b"prev_hash", "rows", b"rows", "selection", b"selection", "seq", b"seq", "status", b"status", "tenant", b"tenant", "vectors", b"vectors", "veto", b"veto", "window_end_us", b"window_end_us", "window_start_us", b"window_start_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,46 @@ EVENT: Changes = (
     ('column = "tailnum"\nmax_nodes = 3 ', "event = true\n"),
     ("max_rows_per_partition = 5", "max_rows_per_partition = 1"),
 )
+DERIVED = """
+[[derive]]
+column = "airline"
+from = "carrier"
+
+[[derive]]
+column = "band"
+from = "dep_delay"
+buckets = [0, 15.5, 60]
+
+[[derive]]
+column = "hour"
+from = "time_hour"
+calendar = "hour"
+
+[[derive]]
+column = "small"
+from = "airline"
+lower = true
+
+[[derive]]
+column = "head"
+from = "small"
+first = 2
+
+[[derive]]
+column = "group"
+from = "head"
+map = { aa = "big", ua = "big" }
+
+[[filter]]
+column = "hour"
+in = [9, 10, 11]
+
+[[filter]]
+column = "dep_delay"
+at_least = -60
+"""
+DERIVE: Changes = (("\n[[partition]]", f"{DERIVED}\n[[partition]]"),)
+"""A derivation of each kind, and two filters."""
 PERIOD: Changes = (("max_rows_per_partition = 5", 'max_rows_per_partition = 5\nmax_windows = 2\nperiod = "28d"'),)
 
 

@@ -21,7 +21,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agg.contract import arrow
+from edge_agg.contract import arrow, flat
 from edge_agg.contract.errors import MalformedRelease
 from tests.edge_agg.contract.streams import END, Stand, flip, messages, pack, patched, qq, unpack, written
 
@@ -473,9 +473,9 @@ def test_mutant_no_check_of_the_batch_is_caught(monkeypatch: pytest.MonkeyPatch)
 def test_mutant_lenient_framing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: the first two messages are looked at and the rest is not."""
 
-    def lenient(stream: bytes) -> tuple[arrow._Message, arrow._Message]:
-        head, at = arrow._message(stream, 0)
-        return head, arrow._message(stream, at)[0]
+    def lenient(stream: bytes) -> tuple[flat.Message, flat.Message]:
+        head, at = flat.message(stream, 0)
+        return head, flat.message(stream, at)[0]
 
     monkeypatch.setattr(arrow, "_frame", lenient)
     assert {"stream: two batches", "stream: bytes after the end", "stream: two streams"} <= admitted()

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agg.contract import arrow
+from edge_agg.contract import arrow, flat
 from edge_agg.contract.arrow import Keys
 from edge_agg.contract.errors import MalformedRelease
 from tests.edge_agg.contract.streams import END, Stand, flip, messages, pack, patched, qq, unpack, written
@@ -207,7 +207,7 @@ def with_buffer(index: int, start: int, length: int) -> bytes:
 def buffers() -> list[tuple[int, int]]:
     """Where the honest stream's buffers lie."""
     message = arrow._frame(STREAM)[1]
-    return arrow._Table(message.metadata, message.header).pairs(2)
+    return flat.Table(message.metadata, message.header).pairs(2)
 
 
 VALIDITY, OFFSETS, TEXT = 0, 1, 2

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edge_agg.contract import codec
 from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.plan import PlanHash
-from edge_agg.contract.release import Charge, KeySpec, Link, Mechanism, Release, Status, VectorSpec
+from edge_agg.contract.release import Charge, KeySpec, Link, Mechanism, Release, Status, VectorSpec, Veto
 from edge_agg.contract.v1 import release_pb2 as pb
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ SELECTION = KeySpec(
     delta=9.5e-8,
 )
 DISCOVERED = dataclasses.replace(RELEASED, selection=SELECTION)
-VETOED = dataclasses.replace(LOST, status=Status.VETOED, charge=Charge())
+VETOED = dataclasses.replace(LOST, status=Status.VETOED, charge=Charge(), veto=Veto.NOISE)
 NOTHING_FOUND = dataclasses.replace(DISCOVERED, rows=0)
 
 names = st.text(alphabet=st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=128)
@@ -120,6 +120,7 @@ def releases(draw: st.DrawFn) -> tuple[Release, bytes]:
         selection=selection,
         rows=draw(st.integers(0 if selection else 1, 2**32 - 1)) if released else 0,
         payload_sha256=hashlib.sha256(payload).digest() if released else b"",
+        veto=draw(st.none() | st.sampled_from(Veto)) if status is Status.VETOED else None,
     )
     return release, payload
 
@@ -130,6 +131,7 @@ def releases(draw: st.DrawFn) -> tuple[Release, bytes]:
 @example(made=(LOST, b""))
 @example(made=(DISCOVERED, PAYLOAD))
 @example(made=(NOTHING_FOUND, PAYLOAD))
+@example(made=(VETOED, b""))
 def test_what_is_sealed_is_opened(made: tuple[Release, bytes]) -> None:
     """Every field comes back exactly: fractions, microseconds, doubles; and the bytes are those that were sealed."""
     release, payload = made
@@ -157,6 +159,16 @@ def test_golden_header_of_discovered_keys() -> None:
     assert header.startswith((GOLDEN / "header.bin").read_bytes())
 
 
+def test_golden_vetoes() -> None:
+    """The numbers of the rules never change; one that this program does not know yet reads as none, and is no error."""
+    numbers = {"plan": 1, "column": 2, "unit": 3, "nodes": 4, "window": 5, "epsilon": 6, "horizon": 7, "noise": 8}
+    assert {veto.value: number for veto, number in codec._VETO.items()} == numbers
+    header = codec.seal(VETOED, b"").header
+    assert header.endswith(b"\xa0\x01\x08")  # field 20, a varint, 8
+    newer = header[:-1] + b"\x7f"
+    assert codec.open_sealed(newer, b"")[0] == dataclasses.replace(VETOED, veto=None)
+
+
 def test_every_field_is_in_the_header() -> None:
     """The chain's hash covers all that is said: another value in any field is another header."""
     header = codec.seal(RELEASED, PAYLOAD).header
@@ -172,6 +184,7 @@ def test_every_field_is_in_the_header() -> None:
         "status": Status.LOST,
         "account": "b",
         "charge": Charge(),
+        "veto": Veto.PLAN,
         "cumulative": Charge(rho=Fraction(9)),
         "vectors": RELEASED.vectors[:1],
         "max_partitions": 2,
@@ -321,6 +334,8 @@ INCONSISTENT: dict[str, tuple[Callable[[pb.ReleaseHeader], object], Release, byt
     "no rows and no selection": (lambda m: m.ClearField("selection"), NOTHING_FOUND, PAYLOAD),
     "lost with a selection": (lambda m: m.selection.CopyFrom(SELECTED), LOST, b""),
     "vetoed with a selection": (lambda m: m.selection.CopyFrom(SELECTED), VETOED, b""),
+    "lost with a veto": (set_(veto=1), LOST, b""),
+    "released with a veto": (set_(veto=8), RELEASED, PAYLOAD),
     "a selection and no payload": (set_(payload_sha256=b""), NOTHING_FOUND, b""),
     "a selection and no vectors": (lambda m: m.ClearField("vectors"), NOTHING_FOUND, PAYLOAD),
     "an empty selection": (set_selection(), RELEASED, PAYLOAD),

@@ -25,6 +25,7 @@ from edge_agg.contract.plan import (
 )
 from tests.edge_agg.contract.plans import (
     CALENDAR,
+    DERIVE,
     DISCOVER,
     EVENT,
     FILE,
@@ -93,6 +94,12 @@ SAME_MEANING_OF: dict[str, tuple[Changes, Changes]] = {
         (('kind = "mean"', 'kind = "sum"'),),
         (('kind = "sum"', 'kind = "sum"\nclip = "row"'),),
     ),
+    "a calendar's UTC": (DERIVE, (('calendar = "hour"', 'calendar = "hour"\ntimezone = "UTC"'),)),
+    "buckets with names": (DERIVE, (("15.5, 60]", "15.5, 6e1]\nnumbered = false"),)),
+    "the order of a map": (DERIVE, (('aa = "big", ua = "big"', 'ua = "big", aa = "big"'),)),
+    "the order of what a filter lists": (DERIVE, (("[9, 10, 11]", "[11, 9, 10]"),)),
+    "an integer for a filter's float": (DERIVE, (("at_least = -60", "at_least = -60.0"),)),
+    "drop": ((), (('lateness = "1h"', 'lateness = "1h"\nlate = "drop"'),)),
     "linear bins": (
         (more(HISTOGRAM + "lower = 0.0\nupper = 8.0\nbins = 4"),),
         (("bins = 4", 'bins = 4\nspacing = "linear"'),),
@@ -172,6 +179,25 @@ NEW_MEANING_OF: list[tuple[str, Changes, Changes]] = [
         (("values = [1, 0]", "values = [true, false]"), ('carrier = "integer"', 'carrier = "boolean"')),
     ),
     ("partition.values", ((KEYS, 'values = ["a", "\u00e9"]'),), (('"\u00e9"', '"e\u0301"'),)),
+    ("window.late", (), (('lateness = "1h"', 'lateness = "1h"\nlate = "assign"'),)),
+    ("derive", (), DERIVE),
+    ("derive.column", DERIVE, (('column = "band"', 'column = "delays"'),)),
+    ("derive.source", DERIVE, (('from = "small"', 'from = "airline"'),)),
+    ("derive.buckets", DERIVE, (("15.5, 60", "15.5, 61"),)),
+    ("derive.numbered", DERIVE, (("15.5, 60]", "15.5, 60]\nnumbered = true"),)),
+    ("derive.calendar", DERIVE, (('calendar = "hour"', 'calendar = "weekday"'), ("[9, 10, 11]", "[1]"))),
+    ("derive.timezone", DERIVE, (('calendar = "hour"', 'calendar = "hour"\ntimezone = "Europe/Paris"'),)),
+    ("derive.lower", DERIVE, (("lower = true", "first = 9"),)),
+    ("derive.lower", DERIVE, (("lower = true", ""),)),
+    ("derive.first", DERIVE, (("first = 2", "first = 3"),)),
+    ("derive.map", DERIVE, (('aa = "big"', 'aa = "large"'),)),
+    ("derive.otherwise", DERIVE, (('ua = "big" }', 'ua = "big" }\notherwise = "small"'),)),
+    ("filter.column", DERIVE, (('column = "dep_delay"\nat_least', 'column = "hour"\nat_least'),)),
+    ("filter.equals", DERIVE, (("in = [9, 10, 11]", "equals = 9"),)),
+    ("filter.not_equals", DERIVE, (("in = [9, 10, 11]", "not_equals = 9"),)),
+    ("filter.within", DERIVE, (("[9, 10, 11]", "[9, 10]"),)),
+    ("filter.at_least", DERIVE, (("at_least = -60", "at_least = -61"),)),
+    *((f"filter.{name}", DERIVE, (("at_least", name),)) for name in ("above", "at_most", "below")),
 ]
 
 # A value of each field of each kind of metric, and another one; the same twice where a rule allows no other.
@@ -250,6 +276,8 @@ UNKNOWN_FIELD: list[tuple[Changes, str]] = [
     ((('kind = "distinct_units"', 'kind = "distinct_units"\nsurprise = 1'),), "$.metric[1]"),
     ((('kind = "mean"', 'kind = "mean"\nsurprise = 1'),), "$.metric[2]"),
     ((("epsilon = 2.0", "epsilon = 2.0\nsurprise = 1"),), "$.budget"),
+    ((*DERIVE, ("lower = true", "lower = true\nsurprise = 1")), "$.derive[3]"),
+    ((*DERIVE, ("at_least = -60", "at_least = -60\nsurprise = 1")), "$.filter[1]"),
 ]
 
 
@@ -276,6 +304,24 @@ def test_a_unit_has_a_name() -> None:
     assert parsed(*EVENT).privacy_unit.label == "event"
 
 
+def test_derived_columns_have_types() -> None:
+    """What a derivation makes has the type that its kind says; what a plan reads of an event stays as it was."""
+    plan = parsed(*DERIVE)
+    derived = {name: kind for name, kind in plan.columns.items() if name not in plan.events.columns}
+    kinds = ["string", "string", "integer", "string", "string", "string"]
+    assert derived == dict(zip(["airline", "band", "hour", "small", "head", "group"], kinds, strict=True))
+    assert plan.derive[1].labels == ["..0", "0..15.5", "15.5..60", "60.."]
+    assert parsed(*DERIVE, ("15.5, 60]", "15.5, 60]\nnumbered = true")).columns["band"] == "integer"
+    assert parsed().columns == parsed().events.columns
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=8, unique=True))
+def test_no_two_buckets_are_called_alike(edges: list[float]) -> None:
+    """Guarantee: different edges are written differently, so each bucket has a name of its own."""
+    labels = plan_module.Derivation(column="c", source="s", buckets=sorted(edges)).labels
+    assert len(set(labels)) == len(labels) == len(edges) + 1
+
+
 def test_a_plan_is_frozen(plan_text: str) -> None:
     """What was hashed cannot be changed afterwards."""
     plan = parse_plan(plan_text)
@@ -300,12 +346,16 @@ def test_a_default_that_is_spelled_out_keeps_the_hash(base: Changes, changes: Ch
     assert hashed(*base) == hashed(*base, *changes)
     assert parsed(*base).partition == parsed(*base, *changes).partition
     assert parsed(*base).metric == parsed(*base, *changes).metric
+    assert parsed(*base).derive == parsed(*base, *changes).derive
+    assert parsed(*base).filter == parsed(*base, *changes).filter
 
 
 def test_mutant_defaults_that_are_kept_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: what was written is what is hashed; the spellings above are then other plans."""
     monkeypatch.setattr(plan_module, "_plain_partition", lambda partition: partition)
     monkeypatch.setattr(plan_module, "_plain_metric", lambda metric: metric)
+    monkeypatch.setattr(plan_module, "_plain_derivation", lambda derivation: derivation)
+    monkeypatch.setattr(plan_module, "_plain_filter", lambda each, kind: each)
     told = {name for name, (base, changes) in SAME_MEANING_OF.items() if hashed(*base) != hashed(*base, *changes)}
     assert told == set(SAME_MEANING_OF) - {
         "unit of the period",
@@ -313,6 +363,9 @@ def test_mutant_defaults_that_are_kept_are_caught(monkeypatch: pytest.MonkeyPatc
         "negative zero",
         "discover",
         "a range, with its step",
+        "buckets with names",
+        "the order of a map",
+        "drop",
     }
 
 
@@ -369,6 +422,8 @@ def test_every_field_of_the_grammar_is_changed_above() -> None:
         "range": plan_module.Range,
         "discover": plan_module.Discover,
         "budget": plan_module.Budget,
+        "derive": plan_module.Derivation,
+        "filter": plan_module.Filter,
     }
     fields = {f"{table}.{field.name}" for table, type_ in tables.items() for field in msgspec.structs.fields(type_)}
     top = {field.name for field in msgspec.structs.fields(plan_module.Plan)}
@@ -408,14 +463,16 @@ def test_hashes_are_equal_exactly_where_plans_are(data: st.DataObject) -> None:
     def draw() -> Plan:
         kind = data.draw(st.sampled_from(list(KINDS)))
         chosen = {name: data.draw(st.sampled_from(values)) for name, values in KINDS[kind].items()}
-        changes = data.draw(st.sampled_from([(), FILE, CALENDAR, DISCOVER, PERIOD, (*RANGE,)]))
+        changes = data.draw(st.sampled_from([(), FILE, CALENDAR, DISCOVER, PERIOD, DERIVE, (*RANGE,)]))
         return parsed(*changes, *MORE, more(body(kind, **chosen)))
 
     one, other = draw(), draw()
     assert (plan_hash(one) == plan_hash(other)) == (one == other)
 
 
-@pytest.mark.parametrize("table", ["events", "privacy_unit", "bounds", "partition", "metric", "budget"])
+@pytest.mark.parametrize(
+    "table", ["events", "privacy_unit", "bounds", "partition", "metric", "budget", "derive", "filter"]
+)
 def test_mutant_a_hash_that_forgets_a_table_is_caught(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
     """Mutant: the hash leaves one table out; the list of meanings notices."""
     original = msgspec.to_builtins

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge_agg.contract import plan as plan_module
-from edge_agg.contract import rules
+from edge_agg.contract import row_rules, rules
 from edge_agg.contract.errors import PlanInvalid
 from edge_agg.contract.plan import parse_plan
 from tests.edge_agg.contract.plans import (
     CALENDAR,
+    DERIVE,
     DISCOVER,
     EVENT,
     FILE,
@@ -51,6 +52,18 @@ QUANTILES = 'kind = "quantiles"\ncolumn = "dep_delay"\nlower = 1.0\nupper = 9.0\
 LOGARITHMIC = '\nspacing = "logarithmic"'
 RATIO = 'kind = "ratio"\nnumerator = "departures"\ndenominator = "aircraft"'
 MANY = "".join(f'[[partition]]\ncolumn = "carrier"\nname = "p{i}"\nvalues = ["x"]\n' for i in range(15))
+
+BOOLEAN: Changes = (
+    ('column = "dep_delay"\nat_least', 'column = "airline"\nat_least'),
+    ('from = "airline"', 'from = "tailnum"'),
+    (PARTITION, 'column = "tailnum"\nvalues = ["x"]'),
+)
+
+
+def first(*tables: str) -> tuple[str, str]:
+    """Some tables before the first partition."""
+    return "[[partition]]", "\n".join((*tables, "[[partition]]"))
+
 
 # The check that must refuse, the change, and the path its refusal names.
 BROKEN_RULES: list[tuple[str, str, Changes]] = [
@@ -358,18 +371,126 @@ BROKEN_RULES: list[tuple[str, str, Changes]] = [
     ),
     ("budget", "$.budget.delta", (*DISCOVER, ("1e-9", "1e-6"))),
     ("budget", "$.budget.delta", (*DISCOVER, ('"gaussian"', '"laplace"'))),
+    # Derivations and filters.
+    ("rows", "$.derive", (first(*(f'[[derive]]\ncolumn = "d{i}"\nfrom = "carrier"' for i in range(65))),)),
+    ("rows", "$.filter", (first(*['[[filter]]\ncolumn = "carrier"\nequals = "x"'] * 65),)),
+    ("rows", "$.derive[0].column", (*DERIVE, ('column = "airline"', 'column = "air line"'))),
+    ("rows", "$.derive[1].column", (*DERIVE, ('column = "band"', 'column = "carrier"'))),
+    ("rows", "$.derive[1].column", (*DERIVE, ('column = "band"', 'column = "airline"'))),
+    ("rows", "$.derive[0].from", (*DERIVE, ('from = "carrier"', 'from = "nowhere"'))),
+    ("rows", "$.derive[0].from", (*DERIVE, ('from = "carrier"', 'from = "head"'))),
+    ("rows", "$.derive[0].from", (*DERIVE, ('from = "carrier"', 'from = "airline"'))),
+    ("rows", "$.derive[3]", (*DERIVE, ("lower = true", "lower = true\nfirst = 2"))),
+    ("rows", "$.derive[1].timezone", (*DERIVE, ("60]", '60]\ntimezone = "Europe/Paris"'))),
+    ("rows", "$.derive[3].numbered", (*DERIVE, ("lower = true", "lower = true\nnumbered = true"))),
+    ("rows", "$.derive[3].otherwise", (*DERIVE, ("lower = true", 'lower = true\notherwise = "x"'))),
+    ("rows", "$.derive[1].from", (*DERIVE, ('from = "dep_delay"', 'from = "carrier"'))),
+    ("rows", "$.derive[1].buckets", (*DERIVE, ("[0, 15.5, 60]", "[]"))),
+    ("rows", "$.derive[1].buckets", (*DERIVE, ("[0, 15.5, 60]", str(list(range(1025)))))),
+    ("rows", "$.derive[1].buckets", (*DERIVE, ("[0, 15.5, 60]", "[0, inf]"))),
+    ("rows", "$.derive[1].buckets", (*DERIVE, ("[0, 15.5, 60]", "[0, nan]"))),
+    ("rows", "$.derive[1].buckets", (*DERIVE, ("[0, 15.5, 60]", "[0, 60, 15]"))),
+    ("rows", "$.derive[1].buckets", (*DERIVE, ("[0, 15.5, 60]", "[0, -0.0]"))),
+    ("rows", "$.derive[2].from", (*DERIVE, ('from = "time_hour"', 'from = "dep_delay"'))),
+    ("rows", "$.derive[2].timezone", (*DERIVE, ('"hour"\n\n', '"hour"\ntimezone = "Mars/Olympus"\n\n'))),
+    ("rows", "$.derive[3].from", (*DERIVE, ('from = "airline"', 'from = "hour"'))),
+    ("rows", "$.derive[4].from", (*DERIVE, ('from = "small"', 'from = "dep_delay"'))),
+    ("rows", "$.derive[3].lower", (*DERIVE, ("lower = true", "lower = false"))),
+    ("rows", "$.derive[4].first", (*DERIVE, ("first = 2", "first = 0"))),
+    ("rows", "$.derive[4].first", (*DERIVE, ("first = 2", "first = 4097"))),
+    ("rows", "$.derive[5].from", (*DERIVE, ('from = "head"', 'from = "dep_delay"'))),
+    ("rows", "$.derive[5].map", (*DERIVE, ('{ aa = "big", ua = "big" }', "{}"))),
+    (
+        "rows",
+        "$.derive[5].map",
+        (*DERIVE, ('{ aa = "big", ua = "big" }', "{ " + ", ".join(f'a{i} = "x"' for i in range(10_001)) + " }")),
+    ),
+    *(
+        ("rows", "$.derive[5].map", (*DERIVE, ('from = "head"', 'from = "hour"'), ("aa =", f"{key} =")))
+        for key in ("aa", "01", "-0", '"+1"', '"1.0"', '"\u0663"', "9223372036854775808", '""', "-")
+    ),
+    ("rows", "$.derive[5].map", (*DERIVE, ('aa = "big"', f'aa = "{"x" * 257}"'))),
+    ("rows", "$.derive[5].map", (*DERIVE, ('"big" }', f'"big" }}\notherwise = "{"x" * 257}"'))),
+    ("rows", "$.filter[1]", (*DERIVE, ("at_least = -60", ""))),
+    ("rows", "$.filter[1]", (*DERIVE, ("at_least = -60", "at_least = -60\nabove = 7"))),
+    ("rows", "$.filter[1].column", (*DERIVE, ('column = "dep_delay"\nat_least', 'column = "nowhere"\nat_least'))),
+    ("rows", "$.filter[1].column", (*DERIVE, ('column = "dep_delay"\nat_least', 'column = "time_hour"\nat_least'))),
+    ("rows", "$.filter[1].column", (*DERIVE, ('column = "dep_delay"\nat_least', 'column = "carrier"\nat_least'))),
+    ("rows", "$.filter[0].in", (*DERIVE, ("[9, 10, 11]", "[]"))),
+    ("rows", "$.filter[1].in", (*DERIVE, ("at_least = -60", f"in = {list(range(10_001))}"))),
+    (
+        "rows",
+        "$.filter[1].in",
+        (*DERIVE, ('carrier = "string"', 'carrier = "boolean"'), *BOOLEAN, ("at_least = -60", "in = [true]")),
+    ),
+    ("rows", "$.filter[0].in", (*DERIVE, ("[9, 10, 11]", "[9, true]"))),
+    ("rows", "$.filter[0].in", (*DERIVE, ("[9, 10, 11]", "[9, 10.0]"))),
+    (
+        "rows",
+        "$.filter[1].at_least",
+        (
+            first('[[filter]]\ncolumn = "dep_delay"\nequals = 0'),
+            first('[[filter]]\ncolumn = "dep_delay"\nat_least = inf'),
+        ),
+    ),
+    ("rows", "$.filter[1].equals", (*DERIVE, ("at_least = -60", 'equals = "late"'))),
+    ("rows", "$.filter[1].equals", (*DERIVE, ("at_least = -60", "equals = nan"))),
+    (
+        "rows",
+        "$.filter[1].at_most",
+        (
+            *DERIVE,
+            ('column = "dep_delay"\nat_least', 'column = "hour"\nat_least'),
+            ("at_least = -60", "at_most = 9223372036854775808"),
+        ),
+    ),
+    (
+        "rows",
+        "$.filter[1].above",
+        (*DERIVE, ('column = "dep_delay"\nat_least', 'column = "hour"\nat_least'), ("at_least = -60", "above = 1.5")),
+    ),
+    ("rows", "$.filter[0].in", (*DERIVE, ("[9, 10, 11]", "[9, 10, 9]"))),
+    ("rows", "$.filter[1].in", (*DERIVE, ("at_least = -60", "in = [1, 1.0]"))),
+    ("rows", "$.filter[0]", (*DERIVE, ("[9, 10, 11]", "[9, 24]"))),
+    (
+        "rows",
+        "$.filter[1]",
+        (
+            *DERIVE,
+            ('column = "dep_delay"\nat_least', 'column = "band"\nat_least'),
+            ("at_least = -60", 'equals = "0..15"'),
+        ),
+    ),
+    ("columns", "$.privacy_unit.column", (*DERIVE, ('column = "tailnum"', 'column = "airline"'))),
+    (
+        "columns",
+        "$.events.time",
+        (
+            *DERIVE,
+            ('from = "carrier"', 'from = "time_hour"'),
+            ('time = "time_hour" ', 'time = "airline"'),
+            ('from = "airline"', 'from = "carrier"'),
+        ),
+    ),
+    ("partitions", "$.partition[0].values", (*DERIVE, ('column = "carrier"', 'column = "band"'))),
+    (
+        "partitions",
+        "$.partition[0].range",
+        (*DERIVE, ('column = "carrier"', 'column = "hour"'), (KEYS, "range = { start = 0, stop = 25 }")),
+    ),
 ]
 
 
 CHECKS = {
     "sources": (rules, "check_sources"),
     "lines": (plan_module, "_lines"),
+    "rows": (row_rules, "check"),
     **{
         name: (rules, f"_check_{name}")
         for name in ("names", "columns", "bounds", "window", "period", "partitions", "metrics", "size", "budget")
     },
 }
-PARTS = {"clip", "number", "bins", "ratio", "public", "keys", "discovered"}
+PARTS = {"clip", "number", "bins", "ratio", "public", "keys", "discovered", "derivation", "buckets", "map", "filter"}
 
 
 def without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -405,8 +526,8 @@ def test_a_broken_rule_is_refused_with_its_path(
 
 def test_every_check_has_a_case() -> None:
     """The list above leaves no check of the grammar out."""
-    there = {name.removeprefix("_check_") for name in vars(rules) if name.startswith("_check_")}
-    assert there == set(CHECKS) - {"sources", "lines"} | PARTS
+    there = {name.removeprefix("_check_") for name in (*vars(rules), *vars(row_rules)) if name.startswith("_check_")}
+    assert there == set(CHECKS) - {"sources", "lines", "rows"} | PARTS
     assert set(CHECKS) == {check for check, _, _ in BROKEN_RULES}
 
 
@@ -417,7 +538,7 @@ def sites() -> dict[Site, range]:
 
 
 def _sites() -> Iterator[tuple[Site, range]]:
-    for module in (rules, plan_module):
+    for module in (rules, row_rules, plan_module):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "require":
                 assert node.end_lineno is not None

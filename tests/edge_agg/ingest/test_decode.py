@@ -140,7 +140,9 @@ def test_decode_never_raises_and_judges_each_value_by_itself(held: pa.Array, wan
     Mutant: UTF-8 judged for the batch as a whole.
     """
     batch, rejected = decode(pa.record_batch([held], names=["x"]), {"x": wanted})
-    assert batch.schema == typed_schema({"x": wanted})
+    (kind,) = batch.schema.types
+    kind = kind.value_type if wanted == "string" and pa.types.is_dictionary(kind) else kind
+    assert pa.schema({"x": kind}) == typed_schema({"x": wanted})
     batch.validate(full=True)
     assert batch.num_rows + rejected == len(held)
     alone = _one(held, wanted)
@@ -188,5 +190,5 @@ def test_lines_are_cut_the_same_whatever_the_blocks(text: bytes, size: int) -> N
         at += size
         return text[at - size : at]
 
-    found = [line for chunk, _ in cutter.lines(read) for line in chunk]
+    found = [line for block in cutter.blocks(read) for line in block.lines()]
     assert b"\n".join(found).rstrip(b"\n") == text.rstrip(b"\n")

@@ -151,3 +151,35 @@ def test_an_average_cell(rows: list[Row]) -> None:
     plan = plan_of(COUNT)
     kept = keep(measured(plan), plan, read_sample(plan, [batch_of(rows, plan)]))
     assert average(kept, 10)["n"].tolist() == [kept.rows / 10]
+
+
+DERIVED = """
+[[derive]]
+column = "size"
+from = "x"
+buckets = [5, 30]
+numbered = true
+[[derive]]
+column = "head"
+from = "k"
+map = { a = "low", b = "high", c = "high" }
+[[filter]]
+column = "k"
+not_equals = "c"
+"""
+
+
+def test_derived_columns_are_studied_as_the_agent_reads_them(tmp_path: Path, rows: list[Row]) -> None:
+    """Guarantee: partitions (also discovered ones) and metrics of derived columns, filters and windows of a period."""
+    write_events(tmp_path / "a.parquet", rows)
+    sizes = 'name = "sizes"\nkind = "sum"\ncolumn = "size"\nlower = 0\nupper = 1\nresolution = 1'
+    text = small_plan_text(COUNT, sizes, by="head", discover=1e-9, max_windows=1)
+    plan = parse_plan(text + DERIVED)
+    assert plan.discovered is not None
+    batches, rejected = read_batches(plan, str(tmp_path / "*.parquet"))
+    found = study(measured(plan), batches, rejected)
+    assert found.sample.rows == 2 * (40 + 50)
+    assert found.truth["sizes"] * found.loose.places == 2 * 50
+    assert found.loose.places == 4
+    assert list(found.steps)[-1] == "windows of a period"
+    assert found.bounded["n"] < found.truth["n"]

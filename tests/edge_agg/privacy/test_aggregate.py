@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from fractions import Fraction
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edge_agg.contract.errors import PlanInvalid
 from edge_agg.contract.plan import MAX_UNITS
 from edge_agg.contract.tree import Tree, flat
 from edge_agg.contract.vectors import Clip, plan_vectors
+from edge_agg.privacy import aggregate
 from edge_agg.privacy.aggregate import (
     Sensitivity,
     bins_sensitivity,
@@ -34,7 +36,7 @@ from edge_agg.privacy.aggregate import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -108,6 +110,43 @@ def test_bins_by_hand() -> None:
     values = np.array([-math.inf, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 99.0, math.inf])
     assert to_bins(values, edges=(0.0, 1.0, 2.0, 3.0)).tolist() == [0, 0, 0, 0, 1, 2, 2, 2, 2]
     assert to_bins(values, edges=(0.0, 1.0)).tolist() == [0] * 9
+
+
+def searched(values: Sequence[float], edges: Sequence[float]) -> list[int]:
+    """The bin of each value, found by search."""
+    return [bisect.bisect_right(edges[1:-1], value) for value in values]
+
+
+@given(
+    lower=st.floats(-1e6, 1e6),
+    width=st.floats(1e-6, 1e6),
+    bins=st.integers(1, 40),
+    strays=st.lists(st.floats(allow_nan=False), max_size=20),
+)
+def test_bins_of_even_edges_are_those_of_a_search(lower: float, width: float, bins: int, strays: list[float]) -> None:
+    """Every edge, its neighbours among the floats, and anything else fall where a search puts them."""
+    edges = tuple(lower + width * i for i in range(bins + 1))
+    assume(all(below < above for below, above in itertools.pairwise(edges)))
+    values = [*strays, *(near for edge in edges for near in (math.nextafter(edge, -math.inf), edge))]
+    assert to_bins(np.array(values), edges=edges).tolist() == searched(values, edges)
+
+
+@given(
+    edges=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=12, unique=True).map(sorted),
+    strays=st.lists(st.floats(allow_nan=False), max_size=20),
+)
+def test_bins_of_any_edges_are_those_of_a_search(edges: list[float], strays: list[float]) -> None:
+    """However unevenly edges lie, up to the ends of the floats."""
+    values = [*strays, *edges]
+    assert to_bins(np.array(values), edges=edges).tolist() == searched(values, edges)
+
+
+def test_bins_guessed_without_a_look_would_be_caught() -> None:
+    """Mutant: the guess itself, which rounding puts on the wrong side of an edge now and then."""
+    edges, values = [i * 0.1 for i in range(11)], [math.nextafter(i * 0.1, -math.inf) for i in range(11)]
+    guess = aggregate._guessed(np.array(values), np.array(edges))
+    assert guess is not None
+    assert guess.tolist() != searched(values, edges) == to_bins(np.array(values), edges=edges).tolist()
 
 
 def ints(*values: int) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agg.privacy import bound, packed, wide
+from edge_agg.privacy import bound, keys, packed, wide
 from edge_agg.privacy.bound import Bounded, Bounding, Rows
 from edge_agg.privacy.ids import Texts
 from edge_agg.privacy.layout import Layout
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 SALT = b"a salt for tests"
 N_CELLS = 6
-SIZES = {"who": 1 << 20, "v": 4}
+SIZES = {"who": 1 << 16, "v": 4}
 """Readings: `who` names the unit, for the test's eyes only; `v` is a value, 4 where there is none."""
 
 Unit = int | str
 Limits = tuple[int, int]
+Group = tuple[str, int]
+"""A key and a cell."""
 
 
 class Row(NamedTuple):
@@ -51,9 +53,14 @@ class Kind(NamedTuple):
 
     totals: bool = False
     discover: bool = False
+    numbers: bool = False
+    """Whether the keys it discovers are integers, in one public cell."""
 
 
 PLAIN, TOTALS, KEYS, ALL = Kind(), Kind(totals=True), Kind(discover=True), Kind(totals=True, discover=True)
+NUMBERS = Kind(discover=True, numbers=True)
+NUMBERED = [0, 1, 2, 3, 2**17, 2**18 - 1, 2**18, 2**18 + 1, 2**40, 2**63 - 1, -1, -(2**63)]
+"""Integer keys: those below 2**18 fit a word."""
 
 ints = st.sampled_from([-(2**63), -1, 0, 1, 2, 3, 2**28, 2**40, 2**63 - 1])
 texts = st.sampled_from(
@@ -78,7 +85,7 @@ def rows_of_units(units: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Row]]
 
 windows = rows_of_units(ints) | rows_of_units(texts)
 bounds = st.tuples(st.integers(1, 4), st.integers(1, 4))
-kinds = st.sampled_from([PLAIN, TOTALS, KEYS, ALL])
+kinds = st.sampled_from([PLAIN, TOTALS, KEYS, ALL, NUMBERS, NUMBERS._replace(totals=True)])
 
 
 def who(unit: Unit) -> int:
@@ -86,12 +93,21 @@ def who(unit: Unit) -> int:
     return int.from_bytes(hashlib.sha256(repr(unit).encode()).digest()[:4]) % SIZES["who"]
 
 
+def group_of(row: Row, kind: Kind) -> Group:
+    """The key and the cell that a row has under a kind."""
+    if kind.numbers:
+        return str(NUMBERED[(len(row.key) * N_CELLS + row.cell) % len(NUMBERED)]), 0
+    return row.key if kind.discover else "", row.cell
+
+
 def as_rows(rows: Sequence[Row], kind: Kind = PLAIN) -> Rows:
     """Rows as the window hands them over."""
+    names, cells = [group_of(row, kind)[0] for row in rows], [group_of(row, kind)[1] for row in rows]
+    key = pa.array([int(name) for name in names], pa.int64()) if kind.numbers else pa.array(names, pa.string())
     return Rows(
         unit=pa.array([row.unit for row in rows], None if rows else pa.string()),
-        cell=np.array([row.cell for row in rows], dtype=np.int64),
-        key=pa.array([row.key for row in rows], pa.string()) if kind.discover else None,
+        cell=np.array(cells, dtype=np.int64),
+        key=key if kind.discover else None,
         time_us=np.array([row.time_us for row in rows], dtype=np.int64),
         readings={
             "who": np.array([who(row.unit) for row in rows], dtype=np.int64),
@@ -103,7 +119,7 @@ def as_rows(rows: Sequence[Row], kind: Kind = PLAIN) -> Rows:
 
 def window(limits: Limits, kind: Kind = PLAIN, **options: Any) -> Bounding:
     """An empty window."""
-    defaults: dict[str, Any] = {"n_cells": N_CELLS, "readings": SIZES, "salt": SALT}
+    defaults: dict[str, Any] = {"n_cells": 1 if kind.numbers else N_CELLS, "readings": SIZES, "salt": SALT}
     return Bounding(
         max_partitions=limits[0],
         max_rows=limits[1],
@@ -127,8 +143,6 @@ def bounded(batches: Iterable[Sequence[Row]], limits: Limits, kind: Kind = PLAIN
     return filled(batches, limits, kind).kept()
 
 
-Group = tuple[str, int]
-"""A key and a cell."""
 Kept = dict[int, dict[Group, tuple[Counter[int], int]]]
 """Of each unit and group: how often each value was kept, and the total."""
 
@@ -149,35 +163,43 @@ def kept_by_unit(result: Bounded) -> Kept:
     }
 
 
+def key_of(one: Unit) -> Any:
+    """The keyed hash of an id or a key."""
+    if isinstance(one, int):
+        return Keying(SALT).of_integers(np.array([one]).view(np.uint64))
+    return Keying(SALT).of_texts(pl.Series([one]))
+
+
+def place(unit_key: Any, group: Group, kind: Kind) -> tuple[Any, ...]:
+    """Where a group stands among a unit's."""
+    permutation, cell = Permutation(2**18 if kind.numbers else N_CELLS), np.array([group[1]], np.uint32)
+    if not kind.discover:
+        return (int(permutation.place(cell, unit_key)[0]),)
+    if not kind.numbers:
+        hashed = keys.place_by_hash(key_of(group[0]), cell, unit_key, keys._PLACE_BITS)
+        return int(hashed[0]), group[0].encode(), group[1]
+    number = int(group[0])
+    if 0 <= number < 2**18:
+        return int(permutation.place(np.array([number]), unit_key)[0]), number
+    return int(keys.place_by_hash(key_of(number), cell, unit_key, permutation.bits)[0]), number
+
+
 def reference(rows: Sequence[Row], limits: Limits, kind: Kind = PLAIN) -> Kept:
     """The rule, unit by unit, in plain Python; only the keyed permutation and mixing are borrowed."""
-    keying, permutation = Keying(SALT), Permutation(N_CELLS)
-    layout = Layout(SIZES, permutation.bits)
-
-    def key_of(one: Unit) -> Any:
-        if isinstance(one, int):
-            return keying.of_integers(np.array([one]).view(np.uint64))
-        return keying.of_texts(pl.Series([one]))
-
-    def place(unit_key: Any, group: Group) -> tuple[Any, ...]:
-        cell = np.array([group[1]], np.uint32)
-        if not kind.discover:
-            return (int(permutation.place(cell, unit_key)[0]),)
-        return int(bound._place(unit_key, key_of(group[0]), cell)[0]), group[0].encode(), group[1]
-
+    layout = Layout(SIZES, Permutation(2**18 if kind.numbers else N_CELLS).bits)
     kept: Kept = {}
     for unit in {row.unit for row in rows}:
         groups: dict[Group, list[Row]] = defaultdict(list)
         for row in rows:
             if row.unit == unit:
-                groups[row.key if kind.discover else "", row.cell].append(row)
+                groups[group_of(row, kind)].append(row)
         unit_key = key_of(unit)
 
         def priority(row: Row, unit_key: Any = unit_key) -> tuple[int, ...]:
             one = as_rows([row])
             return tuple(int(word[0]) for word in layout.encode(unit_key, one.time_us, one.readings))
 
-        chosen = sorted(groups, key=lambda group, unit_key=unit_key: place(unit_key, group))[: limits[0]]  # type: ignore[misc]
+        chosen = sorted(groups, key=lambda group, unit_key=unit_key: place(unit_key, group, kind))[: limits[0]]  # type: ignore[misc]
         kept[who(unit)] = {
             group: (
                 Counter(row.v for row in sorted(groups[group], key=priority)[: limits[1]]),
@@ -261,7 +283,7 @@ def excesses(kept: Kept, rows: Sequence[Row], limits: Limits, kind: Kind) -> lis
     """Every way in which a unit keeps not min(L0, touched) of its cells, and min(Li, there) rows of each."""
     came: dict[int, dict[Group, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        came[who(row.unit)][row.key if kind.discover else "", row.cell].append(row)
+        came[who(row.unit)][group_of(row, kind)].append(row)
     found = ["units that never came"] if set(kept) - set(came) else []
     for unit, groups in came.items():
         there = kept.get(unit, {})
@@ -345,7 +367,7 @@ def test_mutant_truncation_by_arrival_is_caught(monkeypatch: pytest.MonkeyPatch)
     """Mutant: no priority, so that what is kept hangs on the order of rows."""
 
     def by_arrival(self: Layout, key: Any, time_us: Any, readings: Any) -> list[Any]:
-        word = readings["who"] | (readings["v"] << 20) | (np.arange(len(key)) << 23)
+        word = readings["who"] | (readings["v"] << 17) | (np.arange(len(key)) << 20)
         return [word.astype(np.uint64)]
 
     monkeypatch.setattr(Layout, "encode", by_arrival)
@@ -426,7 +448,7 @@ def test_integers_that_outgrow_their_own_codes_are_recoded() -> None:
 
 def test_keys_that_tie_are_told_apart_by_their_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two places for all keys, which of them are kept does not hang on the order in which they came."""
-    monkeypatch.setattr(bound, "_KEY_PLACE_BITS", 1)
+    monkeypatch.setattr(keys, "_PLACE_BITS", 1)
     rows = [
         Row(unit, cell, 0, 0, key) for unit in range(9) for cell in (0, 1) for key in ("b", "a", "d", "c", "long " * 9)
     ]
@@ -438,10 +460,48 @@ def test_keys_that_tie_are_told_apart_by_their_texts(monkeypatch: pytest.MonkeyP
 
 def test_mutant_keys_that_tie_by_arrival_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: the code of a key, which others' rows decide on, stands for its text."""
-    monkeypatch.setattr(bound, "_KEY_PLACE_BITS", 1)
-    monkeypatch.setattr(Bounding, "_ranks", lambda self: np.arange(len(self._keys)))
+    monkeypatch.setattr(keys, "_PLACE_BITS", 1)
+    monkeypatch.setattr(keys.Keys, "ranks", lambda self: np.arange(self.bound))
     rows = [Row(unit, 0, 0, 0, key) for unit in range(9) for key in ("b", "a", "d", "c")]
     assert kept_by_unit(bounded([rows], (2, 1), KEYS)) != kept_by_unit(bounded([rows[::-1]], (2, 1), KEYS))
+
+
+def numbered(numbers: Sequence[int]) -> list[Row]:
+    """Three units, each with a row of each of some integer keys; the units differ in their keys' places."""
+    return [
+        Row(unit, cell, 0, 0, "x" * length)
+        for unit in range(3)
+        for number in numbers
+        for length, cell in [divmod(NUMBERED.index(number), N_CELLS)]
+    ]
+
+
+def test_integer_keys_fit_a_word_until_one_does_not() -> None:
+    """A large key sends the window to columns, and what is kept of those who never had one stays as it was."""
+    few, all_ = numbered(NUMBERED[:6]), numbered(NUMBERED)
+    small = filled([few], (2, 1), NUMBERS)
+    assert isinstance(small._state, packed.Packed)
+    expected = kept_by_unit(small.kept())
+    small.add(as_rows([row._replace(unit=9) for row in all_[6:12]], NUMBERS))
+    assert isinstance(small._state, wide.Wide)
+    after = kept_by_unit(small.kept())
+    assert {unit: after[unit] for unit in expected} == expected == reference(few, (2, 1), NUMBERS)
+
+
+def test_mutant_places_that_hang_on_how_rows_are_held_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: in columns, integers get their places by hash, though they had others as words."""
+    rows = numbered(NUMBERED[:7])
+    batches = [[row for row in rows if row.key != "x"], [row for row in rows if row.key == "x"]]
+
+    def agree() -> bool:
+        return kept_by_unit(bounded(batches, (2, 1), NUMBERS)) == kept_by_unit(bounded([rows], (2, 1), NUMBERS))
+
+    def by_hash(self: keys.Keys, key: pa.Array, cell: Any, unit_key: Any) -> Any:
+        return keys.place_by_hash(self._codes.encode(key)[1], cell, unit_key, 18)
+
+    assert agree()
+    monkeypatch.setattr(keys.Keys, "place", by_hash)
+    assert not agree()
 
 
 def test_keys_of_no_kept_row_are_not_listed() -> None:

@@ -135,3 +135,36 @@ def test_a_window_may_hold_more_text_than_a_string_array_can() -> None:
     assert len(state.kept().cell) == count
     last = unit.slice(count - 1)
     assert len(state.kept(without=last).cell) == count - 1
+
+
+def coded(dictionaries: Sequence[Sequence[str]], rows: Sequence[tuple[int, int]]) -> tuple[list[int], list[str]]:
+    """Codes of arrays that share dictionaries, and their texts: row i is a text of one of them."""
+    held = [pa.array(list(texts), pa.string()) for texts in dictionaries]
+    known, codes, wanted = Codes(Keying(SALT)), list[int](), list[str]()
+    for which, at in rows:
+        texts = held[which % len(held)]
+        array = pa.DictionaryArray.from_arrays(pa.array([at % len(texts)], pa.int32()), texts)
+        codes += known.encode(array)[0].tolist()
+        wanted += array.to_pylist()
+    return codes, wanted
+
+
+@given(
+    dictionaries=st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6), min_size=1, max_size=3),
+    rows=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20),
+)
+def test_codes_of_shared_dictionaries_are_equal_exactly_where_texts_are(
+    dictionaries: list[list[str]], rows: list[tuple[int, int]]
+) -> None:
+    """In whatever turn dictionaries come, also such as hold a text twice or are too long for one row."""
+    codes, texts = coded(dictionaries, rows)
+    assert len(set(zip(codes, texts, strict=True))) == len(set(codes)) == len(set(texts))
+
+
+def test_a_dictionary_taken_for_another_of_its_length_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: where a dictionary lies is not looked at."""
+    codes, _ = coded(["ab", "cd"], [(0, 0), (1, 0)])
+    assert codes[0] != codes[1]
+    monkeypatch.setattr("edge_agg.privacy.codes._place_of", len)
+    codes, _ = coded(["ab", "cd"], [(0, 0), (1, 0)])
+    assert codes[0] == codes[1]

@@ -355,3 +355,33 @@ def test_draws_in_threads_have_the_exact_discrete_distribution(mechanism: Mechan
     """Each of eight chunks by itself; a true sampler fails one run in a million."""
     drawn = noise.draw(mechanism, scale, np.zeros((8, noise._CHUNK), dtype=np.int64))
     assert all(goodness(chunk, mechanism, scale) > FALSE_ALARM / 8 for chunk in drawn)
+
+
+@pytest.mark.parametrize("mechanism", list(Mechanism))
+@pytest.mark.parametrize("factor", [1.0, 1.5, 1e-3])
+def test_the_scale_is_where_the_map_says_not_where_a_formula_does(
+    mechanism: Mechanism, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee: the loss at the scale is within the budget, whatever the map is; a hair less would not be."""
+    exact = noise.loss_of
+    monkeypatch.setattr(noise, "loss_of", lambda *args, **named: factor * exact(*args, **named))
+    scale = noise.calibrate(mechanism, sensitivity=8.0, loss=0.25)
+    assert noise.loss_of(mechanism, scale=scale, sensitivity=8.0) <= 0.25
+    assert noise.loss_of(mechanism, scale=scale * (1 - 1e-9), sensitivity=8.0) > 0.25
+
+
+def test_a_scale_by_formula_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: what the search finds near the formula is taken, whatever the map says there."""
+    monkeypatch.setattr("opendp.mod.binary_search", lambda is_enough, bounds: 32.0)
+    with pytest.raises(AssertionError):
+        test_the_scale_is_where_the_map_says_not_where_a_formula_does(Mechanism.LAPLACE, 1.5, monkeypatch)
+
+
+@pytest.mark.parametrize("mechanism", list(Mechanism))
+def test_where_a_search_begins_does_not_show_in_where_it_ends(
+    mechanism: Mechanism, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee: near its formula or over all scales, the search finds the same double."""
+    near = [noise.calibrate(mechanism, sensitivity=s, loss=0.3) for s in (1.0, 8.0, 320000.0)]
+    monkeypatch.setattr(noise, "_NEAR", 0.0)
+    assert near == [noise.calibrate(mechanism, sensitivity=s, loss=0.3) for s in (1.0, 8.0, 320000.0)]

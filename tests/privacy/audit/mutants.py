@@ -81,7 +81,7 @@ def clipped_after_the_sum(patch: pytest.MonkeyPatch) -> None:
 
 def periods_without_end(patch: pytest.MonkeyPatch) -> None:
     """A unit counts in every window of a period, however many it has used up."""
-    patch.setattr("edge_agg.journal.spent_units", lambda *_, **__: [])
+    patch.setattr("edge_agg.journal.journal.spent_units", lambda *_, **__: [])
 
 
 def units_by_16_bits(patch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from edge_agg.agent import build
+from edge_agg.assembly import build
 from edge_agg.config import load
 from edge_agg.contract import arrow
 from edge_agg.contract.release import Release, Status

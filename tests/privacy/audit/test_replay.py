@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agg import telemetry
-from edge_agg.agent import build
+from edge_agg.assembly import build
 from edge_agg.config import load
 from edge_agg.privacy import noise
 from edge_agg.series import Series

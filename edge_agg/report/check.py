@@ -1,11 +1,10 @@
-"""What the command line shows a person: statements of loss, predicted errors, the state of a journal.
+"""What a plan, or every plan of a config, would cost and release, and what the device's policy says to it.
 
-Place: beside the composition root, for `edge-agg check`, `status` and the bars of `run`; it spends and changes nothing.
+Place: for `edge-agg check`; it reads no events and spends nothing.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from edge_agg import telemetry
 from edge_agg.clock import SystemClock
 from edge_agg.config import discovery_of, horizon_of, load, load_plan, plans_of
 from edge_agg.contract import arrow
@@ -24,21 +21,21 @@ from edge_agg.contract.cells import n_cells
 from edge_agg.contract.plan import Count, DistinctUnits, Histogram, Sum, plan_hash
 from edge_agg.contract.vectors import payload_columns
 from edge_agg.errors import ConfigInvalid
-from edge_agg.journal import Journal
-from edge_agg.lock import holder
+from edge_agg.policy import Policy, load_policy, objections
 from edge_agg.privacy.measurement import Measurement, compile_plan
 from edge_agg.privacy.predict import TYPICAL_ROWS, assumed, figures, units_to_show
 from edge_agg.privacy.statement import budget_of, in_words, promises, rounded_up, state
 from edge_agg.prospect import prospects
-from edge_agg.telemetry import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from edge_agg.config import AccountTable
+    from edge_agg.contract.derivation import Derivation, Filter
     from edge_agg.contract.plan import Plan
     from edge_agg.privacy.predict import Figure
     from edge_agg.privacy.statement import Loss
+    from edge_agg.prospect import Prospect
 
 HEADER_BYTES = 700
 """About what the envelope adds to a payload."""
@@ -79,83 +76,19 @@ def check(path: Path, sites: int, *, what_if: Path | None = None, account: str |
         *((plan, entry.account) for entry, plan in zip(config.plan, plans, strict=True)),
         *([extra] if extra else []),
     ]
+    policy = Policy() if config.agent.policy is None else load_policy(Path(config.agent.policy))
+    vetoed = set()
     for plan, name in shown:
         kept = discovery_of(accounts[name], [*plans_of(config, plans, name), plan])
         _show_plan(console, plan, accounts[name], kept, sites)
-    for prospect in prospects(config, plans, now=SystemClock().now(), extra=extra):
-        console.print(f"[bold]{prospect.spent()}[/]", highlight=False)
-        asked = f", with {extra[0].name} beside the rest" if extra and extra[1] == prospect.account.name else ""
-        console.print(f"  {prospect.lasts()}{asked}.", highlight=False)
-        if (remedy := prospect.remedy()) is not None:
-            console.print(f"  [yellow]{remedy}[/]", highlight=False)
+        if _show_vetoes(console, policy, plan, accounts[name], kept):
+            vetoed.add(plan.name)
+    _show_accounts(console, prospects(config, plans, now=SystemClock().now(), extra=extra, vetoed=vetoed), extra)
     if config.history is None:
         console.print(
             "[yellow]No \\[history]:[/] `run --drain` then takes the first and last window from the data itself, "
             "and which windows exist is not protected. State the span to close this."
         )
-
-
-def status(path: Path) -> None:
-    """Print the state of an agent's journal.
-
-    Raises:
-        ConfigInvalid: the config is wrong.
-        JournalFailed: there is no journal yet, or it cannot be read.
-    """
-    console = Console()
-    config, plans = load(path)
-    folder = Path(config.agent.state)
-    journal = Journal.read(folder, config.agent.name)
-    pid = holder(folder)
-    memory = "" if pid is None else f", {_resident_mb(pid)} MB of memory"
-    console.print(
-        f"[bold]{config.agent.name}[/]  " + ("not running" if pid is None else f"running (pid {pid}{memory})")
-    )
-    table = Table("plan", "released", "exhausted", "lost", "closed to", title="windows")
-    for plan in plans:
-        sealed = journal.statuses(plan_hash(plan))
-        closed = journal.closed_before(plan_hash(plan))
-        counts = (str(sealed.get(name, 0)) for name in ("released", "exhausted", "lost"))
-        table.add_row(f"{plan.name} v{plan.version}", *counts, f"{closed:%Y-%m-%d %H:%M}" if closed else "-")
-    console.print(table)
-    oldest = journal.oldest_waiting()
-    waits = f"{journal.unacked()} releases wait to be acked"
-    console.print(waits + (f", the oldest for the window that ended {oldest:%Y-%m-%d %H:%M}" if oldest else ""))
-    for parked in journal.parked():
-        console.print(
-            f"[red]refused for good[/]: seq {parked.seq}, window {parked.window_start:%Y-%m-%d}: {parked.refusal}"
-        )
-    for prospect in prospects(config, plans, now=SystemClock().now()):
-        console.print(f"{prospect.spent()}; {prospect.lasts()}", highlight=False)
-    console.print("[dim]Known to this device only, never sent:[/]")
-    for name, n in journal.local_counts().items():
-        console.print(f"[dim]  {name}: {n:,}[/]")
-    journal.close()
-
-
-@contextmanager
-def bars() -> Iterator[None]:
-    """Show how far a run is, on standard error."""
-    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        read = progress.add_task("files read", total=None)
-        sealed = progress.add_task("windows sealed", total=None)
-        acked = progress.add_task("releases acked", total=None)
-
-        def follow(event: Event, fields: dict[str, str | float]) -> None:
-            if event is Event.PART_READ:
-                progress.update(read, completed=int(fields["parts"]))
-            elif event is Event.WINDOWS_DUE:
-                progress.update(read, total=progress.tasks[read].completed)
-                for task in (sealed, acked):
-                    progress.update(task, total=(progress.tasks[task].total or 0) + int(fields["windows"]))
-            elif event is Event.WINDOW_SEALED:
-                progress.advance(sealed)
-            elif event is Event.RELEASES_ACKED:
-                progress.advance(acked, int(fields["releases"]))
-
-        telemetry.watch(follow)
-        yield
 
 
 def is_config(path: Path) -> bool:
@@ -172,6 +105,15 @@ def is_config(path: Path) -> bool:
         raise ConfigInvalid(f"{path}: not TOML") from None
 
 
+def _show_accounts(console: Console, found: Sequence[Prospect], extra: tuple[Plan, str] | None) -> None:
+    for prospect in found:
+        console.print(f"[bold]{prospect.spent()}[/]", highlight=False)
+        asked = f", with {extra[0].name} beside the rest" if extra and extra[1] == prospect.account.name else ""
+        console.print(f"  {prospect.lasts()}{asked}.", highlight=False)
+        if (remedy := prospect.remedy()) is not None:
+            console.print(f"  [yellow]{remedy}[/]", highlight=False)
+
+
 def _show_plan(console: Console, plan: Plan, account: AccountTable | None, kept: float, sites: int) -> None:
     measurement = compile_plan(plan)
     console.print(
@@ -183,6 +125,7 @@ def _show_plan(console: Console, plan: Plan, account: AccountTable | None, kept:
         console.print(f"every {plan.window.every}: {n_cells(plan):,} cells x {columns} columns, {size}")
     else:
         console.print(f"every {plan.window.every}: {n_cells(plan):,} cells x {columns} columns for each released key")
+    _show_rows(console, plan)
     _show_loss(console, measurement, account, kept)
     scales = Table("released vector", "noise", title="what leaves the device")
     for name in ("scale (grid steps)", "sensitivity"):
@@ -191,6 +134,35 @@ def _show_plan(console: Console, plan: Plan, account: AccountTable | None, kept:
         scales.add_row(spec.name, spec.mechanism, f"{spec.scale:,.2f}", f"{spec.sensitivity:,.2f}")
     console.print(scales)
     _show_errors(console, measurement, sites)
+
+
+def _show_rows(console: Console, plan: Plan) -> None:
+    """What becomes of a row before it is bounded, if the plan changes or leaves out any."""
+    made = [(f"makes {one.column} of {one.source}", _options(one, "column", "source")) for one in plan.derive]
+    kept = [(f"keeps rows by {one.column}", _options(one, "column")) for one in plan.filter]
+    for said, options in (*made, *kept):
+        console.print(escape(f"{said}: {options}" if options else said), highlight=False)
+
+
+def _options(table: Derivation | Filter, *but: str) -> str:
+    """What else is written in it; a filter may ask for false, a derivation is not numbered unless it says so."""
+    values = ((name, getattr(table, name)) for name in table.__struct_fields__ if name not in but)
+    said = ((name, value) for name, value in values if value is not None and (name, value) != ("numbered", False))
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said)
+
+
+def _show_vetoes(console: Console, policy: Policy, plan: Plan, account: AccountTable, kept: float) -> bool:
+    """Say which rules of the device's policy the plan breaks; whether it breaks any."""
+    budget = budget_of(epsilon=account.epsilon, delta=account.delta, horizon=horizon_of(account), discovery=kept)
+    broken = list(objections(policy, compile_plan(plan), budget))
+    if broken:
+        console.print(
+            f"[bold red]Vetoed:[/] this device's policy forbids {plan.name}. It takes no events and is charged nothing;"
+            " its windows are released as vetoed, without values."
+        )
+    for one in broken:
+        console.print(f"[red]-[/] {escape(f'{one.field}: {one.problem}')}", highlight=False)
+    return bool(broken)
 
 
 def _show_loss(console: Console, measurement: Measurement, account: AccountTable | None, kept: float) -> None:
@@ -254,11 +226,3 @@ def _payload_bytes(measurement: Measurement) -> int:
         for vector in measurement.vectors
     }
     return len(arrow.encode(measurement.draw(nothing))) * cells // drawn
-
-
-def _resident_mb(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * 4096 // 2**20

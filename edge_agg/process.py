@@ -1,0 +1,112 @@
+"""The agent as a process: signals, its supervisor, its door for the operator.
+
+Place: between the command line and the assembly.
+Invariants: SIGTERM and SIGINT stop in order, SIGHUP reloads tuning and nothing else; a reload that cannot be taken
+leaves the agent as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_agg import control
+from edge_agg.assembly import build, retune
+from edge_agg.clock import SystemClock, wait_first
+from edge_agg.config import load
+from edge_agg.errors import ConfigInvalid
+from edge_agg.notify import Notifier
+from edge_agg.telemetry import Event, emit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edge_agg.agent import Agent
+    from edge_agg.config import Config
+    from edge_agg.contract.plan import Plan
+    from edge_agg.uplink import Wire
+
+STATUS_S = 60.0
+"""How often the supervisor's status line is written anew, seconds."""
+
+
+async def drain(config: Config, plans: Sequence[Plan], *, patience_s: float) -> bool:
+    """Drain once; SIGTERM and SIGINT call it off.
+
+    Returns:
+        Whether the collector has everything.
+
+    Raises:
+        CancelledError: it was called off; nothing is lost.
+    """
+    agent = build(config, plans, clock=SystemClock())
+    task = asyncio.ensure_future(agent.drain(patience_s))
+    _on_signals(task.cancel, signal.SIGTERM, signal.SIGINT)
+    try:
+        return await task
+    finally:
+        await agent.close()
+
+
+async def live(path: Path, config: Config, plans: Sequence[Plan], *, wire: Wire | None = None) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Args:
+        path: of the config, which SIGHUP reads again.
+        config: as read from it.
+        plans: as read with it.
+        wire: the way to the collector; over gRPC unless a test brings its own.
+    """
+    clock, notifier = SystemClock(), Notifier.from_environment()
+    agent = build(config, plans, clock=clock, wire=wire)
+    stop = asyncio.Event()
+    door = partial(control.serve, Path(config.agent.state) / control.SOCKET, control.facts_of(agent, clock))
+    agent.attendants = (door, partial(_tell_supervisor, agent, notifier))
+    _on_signals(stop.set, signal.SIGTERM, signal.SIGINT)
+    _on_signals(partial(reload, agent, path, config, notifier), signal.SIGHUP)
+    try:
+        running = asyncio.ensure_future(agent.run(stop))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        notifier.stopping()
+        await running
+    finally:
+        await agent.close()
+
+
+def reload(agent: Agent, path: Path, config: Config, notifier: Notifier) -> None:
+    """Take over the tuning of the config as it is on disk now, or say why not."""
+    notifier.reloading(time.monotonic_ns() // 1000)
+    try:
+        new, _ = load(path)
+    except ConfigInvalid:
+        emit(Event.CONFIG_REFUSED, reason="invalid")
+    else:
+        if retune(agent, config, new):
+            emit(Event.CONFIG_RELOADED)
+        else:
+            emit(Event.CONFIG_REFUSED, reason="more than tuning differs")
+    notifier.ready()
+
+
+async def _tell_supervisor(agent: Agent, notifier: Notifier, ended: asyncio.Event) -> None:
+    """Say that the agent is ready, that its loop turns, and how it is."""
+    notifier.ready()
+    every_s = STATUS_S if notifier.watchdog_s is None else min(STATUS_S, notifier.watchdog_s / 3)
+    while not ended.is_set():
+        notifier.alive()
+        holding = agent.timekeeper.doubt or agent.ceilings.holding()
+        waiting = f"{agent.journal.unacked()} releases wait"
+        notifier.status(waiting if holding is None else f"holding ({holding}); {waiting}")
+        await wait_first(ended.wait(), asyncio.sleep(every_s))
+
+
+def _on_signals(action: Callable[[], object], *numbers: signal.Signals) -> None:
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        loop.add_signal_handler(number, action)

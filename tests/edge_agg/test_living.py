@@ -1,0 +1,344 @@
+"""A live agent among troubles: pushed events, a disk that fills, a clock that jumps, a stop, a restart, a reload."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import apsw
+import pytest
+
+from edge_agg import failpoint, telemetry
+from edge_agg.agent import POLL_S, Agent
+from edge_agg.assembly import build, retune
+from edge_agg.config import load
+from edge_agg.contract.release import Status
+from edge_agg.ingest.source import Frame, InletFull
+from edge_agg.privacy import noise
+from edge_agg.telemetry import Event
+from tests.fakes import (
+    DAY,
+    MONDAY,
+    FakeClock,
+    FakeCollector,
+    Row,
+    batch_of,
+    rest,
+    small_plan,
+    small_plan_text,
+    write_config,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from edge_agg.contract.plan import ColumnType
+    from edge_agg.ingest.source import Inlet
+
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+
+
+@dataclass(slots=True)
+class Pushed:
+    """A source that a test pushes rows through."""
+
+    name: str = "pushed"
+    inlet: Inlet | None = field(default=None, init=False)
+    behind: bool = False
+
+    def check(self, columns: Mapping[str, ColumnType]) -> None:
+        """All columns are there."""
+
+    async def deliver(self, inlet: Inlet, stop: asyncio.Event, *, drain: bool) -> None:
+        """Hand over what `push` is given."""
+        self.inlet = inlet
+        inlet.is_current(not self.behind)
+        if not drain:
+            await stop.wait()
+
+    async def push(self, *rows: Row) -> None:
+        """Come back once the rows are safe."""
+        assert self.inlet is not None
+        frame = Frame(part=None, batch=batch_of(rows, small_plan()), rejected=0, last=True)
+        await self.inlet.take(frame)
+
+
+@dataclass
+class Box:
+    """A device: its folder, its clock, its collector; agents live on it one after another."""
+
+    home: Path
+    clock: FakeClock = field(default_factory=lambda: FakeClock(MONDAY + HOUR))
+    wire: FakeCollector = field(default_factory=FakeCollector)
+    config: Path = field(init=False)
+    seen: list[list[int]] = field(default_factory=list)
+    said: list[tuple[Event, dict[str, Any]]] = field(default_factory=list)
+
+    def live(self, work: Callable[[Agent, Pushed], Any], *, killed: bool = False) -> Any:
+        """One life: `work` happens while the agent runs, which is then stopped in order, or dropped as a kill would."""
+        loaded, plans = load(self.config)
+
+        async def life() -> Any:
+            agent = build(loaded, plans, clock=self.clock, wire=self.wire)
+            source, stop = Pushed(), asyncio.Event()
+            agent.sources = [source]
+            running = asyncio.create_task(agent.run(stop))
+            try:
+                await self.pass_time()
+                done = await work(agent, source)
+                if not killed:
+                    stop.set()
+                    await asyncio.wait_for(running, 10)
+                return done
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+                if agent.intake.spool is not None:
+                    agent.intake.spool.close()
+                agent.journal.close()
+
+        return asyncio.run(life())
+
+    async def pass_time(self, by: timedelta = timedelta(seconds=POLL_S)) -> None:
+        """Let time pass, and the agent act on it."""
+        await self.clock.advance(by)
+        await rest()
+
+    def events(self, *kinds: Event) -> list[Event]:
+        """What was said, of some kinds."""
+        return [event for event, _ in self.said if event in kinds]
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    """Windows of a day; the noise is none, and noted."""
+    box = Box(tmp_path)
+    box.config = write_config(tmp_path, small_plan_text(every="1d", lateness="1h", max_rows=100), history=None)
+    box.config.write_text(box.config.read_text().replace('kind = "file"\npath = "events/*.parquet"', 'kind = "stdin"'))
+
+    def draw(mechanism: Any, scale: float, exact: Any) -> Any:
+        box.seen.append(exact.tolist())
+        return exact
+
+    monkeypatch.setattr(noise, "draw", draw)
+    monkeypatch.setattr(telemetry, "_watchers", [lambda event, fields: box.said.append((event, fields))])
+    yield box
+    failpoint.armed = None
+
+
+def people(n: int, day: int = 0) -> list[Row]:
+    """A row each of as many units."""
+    return [Row(u=f"u{i}", t=MONDAY + day * DAY) for i in range(n)]
+
+
+def test_pushed_rows_are_released_with_their_window_and_leave_the_disk(box: Box) -> None:
+    """Guarantee: answered rows are in the release of their window; then nothing raw is left of them."""
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        await source.push(*people(5))
+        assert agent.intake.spool is not None
+        assert agent.intake.spool.size_bytes > 0
+        await box.pass_time(DAY)
+        assert box.wire.windows == [MONDAY]
+        assert agent.intake.spool.size_bytes == 0
+
+    box.live(work)
+    assert box.seen == [[5, 0, 0]]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_pushed_rows_outlive_the_agent(box: Box, killed: bool) -> None:  # noqa: FBT001 - a case
+    """Guarantee: rows that were answered in one life are released in the next, once, whichever way the first ended."""
+
+    async def first(agent: Agent, source: Pushed) -> None:
+        await source.push(*people(5))
+
+    async def second(agent: Agent, source: Pushed) -> None:
+        await source.push(Row(u="another", t=MONDAY))
+        await box.pass_time(DAY)
+
+    box.live(first, killed=killed)
+    box.live(second)
+    assert box.seen == [[6, 0, 0]]
+    assert box.wire.windows == [MONDAY]
+
+
+class Full:
+    """A disk that is full at one instant of the journal, as often as told."""
+
+    def __init__(self, point: str, times: int) -> None:
+        self.point, self.left = point, times
+
+    def __call__(self, name: str) -> None:
+        """Refuse to write."""
+        if name == self.point and self.left:
+            self.left -= 1
+            raise apsw.FullError
+
+
+@pytest.mark.parametrize("point", ["charge_uncommitted", "seal_uncommitted"])
+def test_a_full_disk_holds_the_agent_until_there_is_room(box: Box, point: str) -> None:
+    """Guarantee (A10): no charge, no draw; one draw, one seal; input is refused meanwhile; it recovers by itself."""
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        await source.push(*people(5))
+        agent.journal._ballast.give_up()
+        failpoint.armed = Full(point, 3)
+        await box.pass_time(DAY)
+        assert box.wire.windows == []
+        assert len(box.seen) == (0 if point == "charge_uncommitted" else 1)
+        with pytest.raises(InletFull):
+            await source.push(Row(t=MONDAY + DAY))
+        for _ in range(3):
+            await box.pass_time()
+        assert box.wire.windows == [MONDAY]
+        await source.push(Row(t=MONDAY + DAY))
+        assert agent.journal.attempts(agent.series[0].hash, MONDAY) == 1
+
+    box.live(work)
+    assert box.seen == [[5, 0, 0]]
+    assert box.events(Event.DISK_FULL, Event.DISK_RECOVERED) == [Event.DISK_FULL, Event.DISK_RECOVERED]
+    assert box.wire.releases[0].status is Status.RELEASED
+
+
+def test_an_ack_that_finds_no_room_is_asked_for_again(box: Box) -> None:
+    """Guarantee (A10): the same bytes go again; the collector knows them; nothing is lost or doubled."""
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        agent.journal._ballast.give_up()
+        failpoint.armed = Full("ack_uncommitted", 2)
+        await box.pass_time(DAY)
+        for _ in range(5):
+            await box.pass_time(MINUTE)
+        assert agent.journal.unacked() == 0
+
+    box.live(work)
+    assert box.wire.windows == [MONDAY]
+    assert len(box.wire.requests) >= 2
+    assert len(set(box.wire.requests)) == 1
+
+
+def _never_doubts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_agg.timekeeper import Timekeeper
+
+    monkeypatch.setattr(Timekeeper, "_judge", lambda self, wall, boot: None)
+
+
+@pytest.mark.parametrize("mutant", [None, _never_doubts])
+def test_a_clock_that_jumps_closes_nothing_and_takes_nothing(
+    box: Box, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee (A9): two days ahead, no window closes early; back again, all is as before. Mutant: it is believed."""
+    if mutant is not None:
+        mutant(monkeypatch)
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        await source.push(*people(5))
+        box.clock.time += 2 * DAY
+        await box.pass_time()
+        if mutant is None:
+            with pytest.raises(InletFull):
+                await source.push(Row(t=MONDAY))
+        box.clock.time -= 2 * DAY
+        await box.pass_time()
+        await source.push(Row(u="late riser", t=MONDAY))
+        await box.pass_time(DAY)
+
+    box.live(work)
+    assert (box.seen[0] == [6, 0, 0]) is (mutant is None)
+
+
+def test_a_box_that_boots_in_1970_begins_when_its_clock_is_set(box: Box) -> None:
+    """Guarantee (A9): no windows of the years between, nothing removed; the first one is the one it is in."""
+    box.clock.time = MONDAY.replace(year=1970)
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        with pytest.raises(InletFull):
+            await source.push(Row())
+        await box.pass_time(HOUR)
+        assert box.wire.windows == []
+        box.clock.time = MONDAY + HOUR
+        await box.pass_time()
+        await source.push(*people(3))
+        await box.pass_time(DAY)
+        assert box.wire.windows == [MONDAY]
+
+    box.live(work)
+    assert box.seen == [[3, 0, 0]]
+
+
+def test_windows_wait_for_a_source_that_is_behind_and_not_for_ever(box: Box) -> None:
+    """Guarantee: a broker that is away holds windows for `hold`, and no longer."""
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        assert source.inlet is not None
+        agent.tuning.hold = 2 * HOUR
+        await box.pass_time(DAY - 2 * HOUR + MINUTE)
+        source.inlet.is_current(False)
+        await box.pass_time(HOUR)
+        await box.pass_time(30 * MINUTE)
+        assert box.wire.windows == []
+        await box.pass_time(31 * MINUTE)
+        assert box.wire.windows == [MONDAY]
+
+    box.live(work)
+
+
+def test_a_stop_sends_what_is_sealed(box: Box) -> None:
+    """Guarantee: SIGTERM's way out: what is sealed goes up within `stop_s`, what is open stays for the next life."""
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        await source.push(*people(5))
+        box.wire.faults.extend(["drop_request"])
+        await box.pass_time(DAY)
+        assert box.wire.windows == []
+        await source.push(Row(t=MONDAY + DAY))
+
+    box.live(work)
+    assert box.wire.windows == [MONDAY]
+    assert box.seen == [[5, 0, 0]]
+
+
+def test_weeks_offline_are_caught_up_in_batches_oldest_first(box: Box) -> None:
+    """Guarantee (A11): every window is encoded once; on reconnect they go up in order, in batches, as sealed."""
+    box.wire.faults.extend(["drop_request"] * 100_000)
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        for day in range(40):
+            await source.push(*people(3, day))
+            await box.pass_time(DAY)
+        assert agent.journal.unacked() == 39 + (box.clock.now() >= MONDAY + 40 * DAY + HOUR)
+        box.wire.faults.clear()
+        before = len(box.wire.requests)
+        for _ in range(10):
+            await box.pass_time(MINUTE)
+        assert agent.journal.unacked() == 0
+        sent = box.wire.requests[before:]
+        assert len(sent) <= 6
+
+    box.live(work)
+    assert box.wire.windows == [MONDAY + i * DAY for i in range(len(box.wire.windows))]
+    assert len(box.wire.windows) >= 39
+    assert len(box.seen) == len(box.wire.windows)
+
+
+def test_a_reload_changes_tuning_and_nothing_else(box: Box) -> None:
+    """Guarantee: tuning is taken over; a plan, an account, a source or a state folder is not."""
+    old, _ = load(box.config)
+    text = box.config.read_text()
+    box.config.write_text(text.replace("[collector]", '[memory]\nlimit = "300MiB"\n\n[collector]\nbatch = 7'))
+    new, _ = load(box.config)
+    box.config.write_text(text.replace("epsilon = 20.0", "epsilon = 30.0"))
+    other, _ = load(box.config)
+    box.config.write_text(text)
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        assert retune(agent, old, new)
+        assert (agent.ceilings.memory_bytes, agent.uplink.batch) == (300 << 20, 7)
+        assert not retune(agent, new, other)
+        assert agent.series[0].account.name == "people"
+
+    box.live(work)

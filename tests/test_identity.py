@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from cryptography import x509
 
 from cloud_collector.__main__ import cli as collector_cli
+from cloud_collector.config import PlanEntry
 from edge_agg.__main__ import cli as agent_cli
 from edge_agg.contract.v1.enrollment_pb2_grpc import EnrollmentServiceStub
 from edge_agg.errors import ConfigInvalid, EnrollmentFailed
@@ -27,7 +28,7 @@ from edge_agg.telemetry import Event, watch
 from edge_agg.uplink import GrpcWire, Uplink
 from tests.cloud_collector.fleet import DOMAIN, Fleet, pushed, refusal
 from tests.cloud_collector.front import release
-from tests.fakes import FakeClock, FakeCollector, settle
+from tests.fakes import FakeClock, FakeCollector, Row, settle, small_plan_text, write_config, write_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,6 +107,25 @@ def test_a_device_enrolls_and_pushes(fleet: Fleet, by: str) -> None:
         assert "--replace" in kept.stderr
     issued = [fields for event, fields in served.events if event == "certificate_issued"]
     assert issued == [{"how": "enroll", "agent": f"spiffe://{DOMAIN}/acme/jfk", "serial": f"{serial(files):x}"}]
+
+
+@pytest.mark.slow
+def test_an_agent_drains_over_mutual_tls(fleet: Fleet) -> None:
+    """The program itself, from its config; with another agent's certificate it does not start."""
+    (fleet.folder / "plan.toml").write_text(small_plan_text())
+    plan = PlanEntry(path=fleet.folder / "plan.toml", nodes=("jfk",), tenant="acme")
+    write_events(fleet.folder / "events" / "a.parquet", [Row()])
+    config = write_config(fleet.folder)
+    with fleet.serving(plan) as served:
+        enrolled(fleet, served.open)
+        files = "".join(f'{name}_file = "identity/{name}.pem"\n' for name in ("ca", "cert", "key"))
+        text = config.read_text().replace('url = "127.0.0.1:1"', f'url = "{served.address}"\n{files}')
+        config.write_text(text)
+        assert agg("run", "--drain", "--log", "none", config).exit_code == 3  # the config is of `node`
+        config.write_text(text.replace('name = "node"', 'name = "jfk"\ntenant = "acme"'))
+        done = agg("run", "--drain", "--log", "none", config)
+        assert done.exit_code == 0, done.output
+    assert sum(fields["accepted"] for event, fields in served.events if event == "release_accepted") == 4
 
 
 @pytest.mark.slow

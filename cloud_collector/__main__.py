@@ -13,28 +13,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cloud_collector.commands import CODES, ca, coded, show, table_of, token
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.table import Table
     from rich.text import Text
 
     from cloud_collector.landing import Landing
 
-_CODES = """
-\b
-Exit codes:
-  0  it is done
-  1  something unforeseen
-  2  wrong usage of the command line
-  3  a config or plan is invalid: fix the field that is named
-  5  the store failed: look at the disk
-"""
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _CONFIG = click.option("--config", type=_FILE, required=True, help="The collector's config file.")
 
 
-@click.group(epilog=_CODES)
+@click.group(epilog=CODES)
 def cli() -> None:
     """Collect noisy summaries from edge agents and answer analysts."""
 
@@ -48,12 +40,12 @@ def serve(config: Path) -> None:
     from cloud_collector import config as settings
     from cloud_collector import server, telemetry
 
-    with _coded():
+    with coded():
         telemetry.configure(sys.stderr)
         asyncio.run(server.serve(settings.load(config), ready=lambda address: click.echo(f"listening on {address}")))
 
 
-@cli.group(epilog=_CODES)
+@cli.group(epilog=CODES)
 def plans() -> None:
     """Register and list the plans whose releases are taken."""
 
@@ -61,14 +53,15 @@ def plans() -> None:
 @plans.command("add")
 @click.argument("plan", type=_FILE)
 @click.option("--node", "nodes", multiple=True, help="An agent that is expected to report; give it once for each.")
+@click.option("--tenant", default="default", show_default=True, help="Whose plan it is.")
 @_CONFIG
-def add_plan(plan: Path, nodes: tuple[str, ...], config: Path) -> None:
+def add_plan(plan: Path, nodes: tuple[str, ...], tenant: str, config: Path) -> None:
     """Register PLAN; a collector that runs takes its releases from then on."""
     from cloud_collector import config as settings
     from cloud_collector.plans import PlanRegistry
 
-    with _coded():
-        added = PlanRegistry(settings.load(config).plans_path).add_file(plan, nodes)
+    with coded():
+        added = PlanRegistry(settings.load(config).plans_path).add_file(plan, nodes, tenant=tenant)
         click.echo(f"registered {added.plan.name} version {added.plan.version}, {added.hash.hex()[:12]}")
 
 
@@ -79,16 +72,17 @@ def list_plans(config: Path) -> None:
     from cloud_collector import config as settings
     from cloud_collector.plans import PlanRegistry
 
-    with _coded():
-        table = _table("plan", "version", "hash", "window", "metrics", "nodes")
+    with coded():
+        table = table_of("tenant", "plan", "version", "hash", "window", "metrics", "nodes")
         for one in PlanRegistry(settings.load(config).plans_path).list():
             metrics = ", ".join(metric.name for metric in one.plan.metric)
             version, nodes = str(one.plan.version), str(len(one.nodes)) if one.nodes else "any"
-            table.add_row(one.plan.name, version, one.hash.hex()[:12], one.plan.window.every, metrics, nodes)
-        _show(table)
+            about = (one.plan.name, version, one.hash.hex()[:12], one.plan.window.every, metrics, nodes)
+            table.add_row(one.tenant, *about)
+        show(table)
 
 
-@cli.group(invoke_without_command=True, epilog=_CODES)
+@cli.group(invoke_without_command=True, epilog=CODES)
 @click.option("--config", type=_FILE, help="The collector's config file.")
 @click.pass_context
 def fleet(context: click.Context, config: Path | None) -> None:
@@ -97,13 +91,13 @@ def fleet(context: click.Context, config: Path | None) -> None:
         return
     if config is None:
         raise click.MissingParameter(param_hint="'--config'", param_type="option")
-    with _coded(), _landing(config) as landing:
-        table = _table("tenant", "agent", "journal", "last seq", "releases", "last window ended", "fenced")
+    with coded(), _landing(config) as landing:
+        table = table_of("tenant", "agent", "journal", "last seq", "releases", "last window ended", "fenced")
         for one in landing.agents():
             numbers = (one.incarnation[:8], str(one.last_seq), str(one.releases))
             ended = f"{one.last_window_end:%Y-%m-%d %H:%M}Z"
             table.add_row(_clean(one.tenant), _clean(one.agent), *numbers, ended, "FENCED" if one.fenced else "")
-        _show(table)
+        show(table)
 
 
 @fleet.command()
@@ -112,21 +106,8 @@ def fleet(context: click.Context, config: Path | None) -> None:
 @_CONFIG
 def unfence(agent: str, tenant: str, config: Path) -> None:
     """Take new releases of AGENT again, after a person has looked at why it was fenced."""
-    with _coded(), _landing(config) as landing:
+    with coded(), _landing(config) as landing:
         click.echo("unfenced" if landing.unfence(tenant, agent) else "no such agent is fenced")
-
-
-@contextlib.contextmanager
-def _coded() -> Iterator[None]:
-    """End in one line and its exit code for each failure that was foreseen."""
-    from cloud_collector.errors import CollectorError, StoreFailed
-    from edge_agg.contract.errors import PlanInvalid
-
-    try:
-        yield
-    except (CollectorError, PlanInvalid) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(5 if isinstance(error, StoreFailed) else 3)
 
 
 @contextlib.contextmanager
@@ -142,15 +123,6 @@ def _landing(config: Path) -> Iterator[Landing]:
         yield landing
 
 
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 def _clean(name: str) -> Text:
     """A name that came from outside, without markup or control characters."""
     from rich.text import Text
@@ -158,10 +130,8 @@ def _clean(name: str) -> Text:
     return Text("".join(letter if letter.isprintable() else "?" for letter in name))
 
 
-def _show(table: Table) -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+cli.add_command(ca)
+cli.add_command(token)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """The gate: is this a well-formed release of a plan that we know? Pure.
 
 Place: after the service has read the call and before the landing; whatever comes out has been checked against its plan.
-Invariants: any bytes give an :class:`Admitted` or :class:`Refused`, nothing else; checks run cheapest first (size and
-sha256, plan, shape, and only then the payload), so the work is bounded by the plan; a refusal is a code and carries
-nothing out of the release.
+Invariants: a release that its sender may not have made is refused before anything else is said of it; any bytes give an
+:class:`Admitted` or :class:`Refused`, nothing else; checks run cheapest first (size and sha256, plan, shape, and only
+then the payload), so the work is bounded by the plan; a refusal is a code and carries nothing out of the release.
 """
 
 from __future__ import annotations
@@ -44,21 +44,29 @@ class Admitted:
     values: Values
 
 
-def admit(header: bytes, payload: bytes, lookup: Callable[[PlanHash], Plan | None]) -> Admitted:
-    """Check a release of unknown origin.
+def admit(
+    header: bytes,
+    payload: bytes,
+    lookup: Callable[[PlanHash], Plan | None],
+    sends_for: Callable[[str, str], bool],
+) -> Admitted:
+    """Check a release that a caller sent.
 
     Args:
         header: the header's bytes as they came.
         payload: the payload's bytes as they came.
-        lookup: the registered plan of a hash.
+        lookup: the registered plan of a hash, among those of the caller's tenant.
+        sends_for: whether the caller is this tenant's agent of this name.
 
     Raises:
-        Refused: MALFORMED, PLAN_UNKNOWN or PLAN_MISMATCH.
+        Refused: MALFORMED, IDENTITY_MISMATCH, PLAN_UNKNOWN or PLAN_MISMATCH.
     """
     try:
         release, sealed = codec.open_sealed(header, payload)
     except MalformedRelease:
         raise Refused(Refusal.MALFORMED) from None
+    if not sends_for(release.tenant, release.agent):
+        raise Refused(Refusal.IDENTITY_MISMATCH)
     plan = lookup(release.plan_hash)
     if plan is None:
         raise Refused(Refusal.PLAN_UNKNOWN)

@@ -3,7 +3,7 @@
 Place: the last step; everything here has passed the privacy of the edge, so an answer may be kept and asked again.
 
 Invariants:
-- Without TLS only loopback is spoken to.
+- Without TLS only loopback is spoken to; a token leaves this process over TLS alone, to whom the CA vouches for.
 - Every failure of the wire becomes an error of this package, with a text that says what to do.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import grpc
@@ -18,6 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from cloud_collector.errors import (
+    AccessDenied,
     CollectorError,
     CollectorUnreachable,
     Overloaded,
@@ -75,25 +77,43 @@ _PLANS: pl.Schema = pl.Schema(
 )
 
 
-def connect(url: str, *, timeout_s: float = 30.0) -> Client:
-    """Connect to a collector.
+def connect(
+    url: str,
+    *,
+    ca: str | Path | None = None,
+    token: str | None = None,
+    cert: str | Path | None = None,
+    key: str | Path | None = None,
+    timeout_s: float = 30.0,
+) -> Client:
+    """Connect to a collector: `connect(url)` on loopback, else with a CA and either a token or a certificate.
 
     Args:
         url: `host:port`, for example `127.0.0.1:8815`.
+        ca: the file of the collector's CA, in PEM.
+        token: a bearer token, from `cloud-collector token issue`; the url is then the collector's `listen_open`.
+        cert: the file of the analyst's certificate and its issuers, in PEM.
+        key: the file of the certificate's key, in PEM.
         timeout_s: how long one question may take, in seconds.
 
     Raises:
-        CollectorUnreachable: nothing answers there: start it with `cloud-collector serve`, or correct the address.
+        CollectorUnreachable: nothing answers there, or it is not whom the CA vouches for: start it with
+            `cloud-collector serve`, or correct the address, the CA or the certificate.
     """
-    if not is_loopback(url):
-        raise CollectorUnreachable(
-            "a url is host:port, and without TLS only loopback is spoken to: 127.0.0.1:8815, say"
-        )
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", _MAX_BYTES)]
-    channel = grpc.insecure_channel(url, options=options)
+    credentials = _credentials(ca, token, cert, key)
+    if credentials is not None:
+        channel = grpc.secure_channel(url, credentials, options=options)
+    elif is_loopback(url):
+        channel = grpc.insecure_channel(url, options=options)
+    else:
+        raise CollectorUnreachable(
+            "a url is host:port, and without TLS only loopback is spoken to: 127.0.0.1:8815, say; or give a ca"
+        )
     if not _wait_ready(channel, min(timeout_s, _READY_S)):
         channel.close()
-        raise CollectorUnreachable(f"no collector at {url}: start it with `cloud-collector serve`")
+        whom = "" if credentials is None else " that the ca vouches for and that takes this certificate"
+        raise CollectorUnreachable(f"no collector at {url}{whom}: start it with `cloud-collector serve`")
     return Client(channel, timeout_s=timeout_s)
 
 
@@ -204,6 +224,24 @@ class Client:
         self.close()
 
 
+def _credentials(
+    ca: str | Path | None, token: str | None, cert: str | Path | None, key: str | Path | None
+) -> grpc.ChannelCredentials | None:
+    """TLS with who asks, or None where nothing was given."""
+    if (ca, token, cert, key) == (None, None, None, None):
+        return None
+    if ca is None or (cert is None) != (key is None) or (token is None) == (cert is None):
+        raise CollectorUnreachable("with TLS give a ca, and either a token, or a cert and its key")
+    try:
+        anchors, chain, secret = (None if file is None else Path(file).read_bytes() for file in (ca, cert, key))
+    except OSError:
+        raise CollectorUnreachable("the file of the ca, cert or key cannot be read") from None
+    credentials = grpc.ssl_channel_credentials(anchors, secret, chain)
+    if token is None:
+        return credentials
+    return grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+
+
 def _wait_ready(channel: grpc.Channel, timeout_s: float) -> bool:
     """Whether the channel comes up; a refused connection is known at once, not after the timeout."""
     decided = threading.Event()
@@ -253,6 +291,8 @@ def _mapped(error: grpc.RpcError) -> CollectorError:
     known: dict[grpc.StatusCode, CollectorError] = {
         grpc.StatusCode.INVALID_ARGUMENT: QuestionInvalid(text),
         grpc.StatusCode.NOT_FOUND: PlanUnknown(text),
+        grpc.StatusCode.UNAUTHENTICATED: AccessDenied(text),
+        grpc.StatusCode.PERMISSION_DENIED: AccessDenied(text),
         grpc.StatusCode.UNAVAILABLE: gone,
         grpc.StatusCode.CANCELLED: gone,
         grpc.StatusCode.DEADLINE_EXCEEDED: slow,

@@ -1,8 +1,8 @@
 """The collector's settings: where it listens, where it keeps things, how much it takes, which plans it starts with.
 
 Place: read once, before anything is opened; the server builds its parts from it.
-Invariants: strict (an unknown field is refused, by its path), every path is absolute once loaded, and without TLS only
-loopback is listened on.
+Invariants: strict (an unknown field is refused, by its path), every path is absolute once loaded, and without `[tls]`
+only loopback is listened on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 from cloud_collector.errors import ConfigInvalid
 from edge_agg.contract.address import is_loopback
 from edge_agg.contract.plan import parse_duration
+from edge_agg.contract.spiffe import is_domain, is_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,31 @@ class PlanEntry:
     """The plan's file, absolute."""
     nodes: tuple[str, ...]
     """The agents that are expected to report."""
+    tenant: str = "default"
+    """Whose plan it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """`[tls]`: how callers prove who they are."""
+
+    cert_file: Path
+    """The collector's certificate and its issuers', in PEM."""
+    key_file: Path
+    ca_file: Path
+    """Who may vouch for callers, in PEM."""
+    denied_file: Path
+    """Certificates that are taken no more."""
+    trust_domain: str
+    """Ids of other domains are nobody's."""
+    listen_open: str | None
+    """`host:port` for those who have no certificate: bearer tokens and enrollment; nowhere if None."""
+    authority: Path | None
+    """The folder of the authority that enrolls devices; without one, none are."""
+    max_connection_age_s: float
+    """A connection is told to end after this time, seconds."""
+    max_connection_grace_s: float
+    """And is cut off after this time more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +74,8 @@ class Config:
     """Releases in one request."""
     plans: tuple[PlanEntry, ...]
     """Registered at start."""
+    tls: Tls | None = None
+    """None: loopback only, and whoever calls may do everything."""
 
     @property
     def landing_path(self) -> Path:
@@ -58,6 +86,11 @@ class Config:
     def plans_path(self) -> Path:
         """The folder of registered plans."""
         return self.data / "plans"
+
+    @property
+    def tokens_path(self) -> Path:
+        """The file of the analysts' tokens."""
+        return self.data / "tokens.sqlite"
 
     @property
     def lake_path(self) -> Path:
@@ -81,14 +114,28 @@ class _Limits(_Strict, frozen=True, kw_only=True):
     max_batch: int = 64
 
 
+class _Tls(_Strict, frozen=True, kw_only=True):
+    cert_file: str
+    key_file: str
+    ca_file: str
+    denied_file: str
+    trust_domain: str
+    listen_open: str | None = None
+    authority: str | None = None
+    max_connection_age: str = "15m"
+    max_connection_grace: str = "1m"
+
+
 class _PlanEntry(_Strict, frozen=True, kw_only=True):
     path: str
     nodes: list[str]
+    tenant: str = "default"
 
 
 class _File(_Strict, frozen=True, kw_only=True):
     collector: _Collector = _Collector()
     limits: _Limits = _Limits()
+    tls: _Tls | None = None
     plan: list[_PlanEntry] = []
 
 
@@ -110,18 +157,19 @@ def load(path: Path) -> Config:
     except UnicodeDecodeError:
         raise ConfigInvalid("$: not TOML: not UTF-8") from None
     folder = path.resolve().parent
-    _check_listen(file.collector.listen)
+    _check_listen("$.collector.listen", file.collector.listen, tls=file.tls is not None)
     _check_limits(file.limits)
     data = (folder / file.collector.data).resolve()
     _require("$.collector.data", "%" not in str(data), "the path holds a `%`, which the lake's library misreads")
     return Config(
         listen=file.collector.listen,
         data=data,
-        seal_every_s=_seconds(file.collector.seal_every),
+        seal_every_s=_seconds("$.collector.seal_every", file.collector.seal_every),
         max_message_bytes=file.limits.max_message_bytes,
         max_queued_releases=file.limits.max_queued_releases,
         max_batch=file.limits.max_batch,
         plans=tuple(_plan_entry(i, entry, folder) for i, entry in enumerate(file.plan)),
+        tls=None if file.tls is None else _tls(file.tls, folder),
     )
 
 
@@ -130,11 +178,33 @@ def _require(path: str, holds: bool, problem: str) -> None:  # noqa: FBT001  # r
         raise ConfigInvalid(f"{path}: {problem}")
 
 
-def _check_listen(listen: str) -> None:
+def _check_listen(path: str, listen: str, *, tls: bool) -> None:
     host, _, port = listen.rpartition(":")
     valid = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 2**16
-    _require("$.collector.listen", bool(host) and valid, "must be host:port")
-    _require("$.collector.listen", is_loopback(listen), "without TLS, only a loopback address is listened on")
+    _require(path, bool(host) and valid, "must be host:port")
+    _require(path, tls or is_loopback(listen), "without [tls], only a loopback address is listened on")
+
+
+def _tls(table: _Tls, folder: Path) -> Tls:
+    for name in ("cert_file", "key_file", "ca_file", "denied_file"):
+        _require(f"$.tls.{name}", (folder / getattr(table, name)).is_file(), "no such file")
+    _require("$.tls.trust_domain", is_domain(table.trust_domain), "lower case letters, digits and ._- only")
+    if table.listen_open is not None:
+        _check_listen("$.tls.listen_open", table.listen_open, tls=True)
+    authority = None if table.authority is None else folder / table.authority
+    held = authority is None or (authority / "issuer.pem").is_file()
+    _require("$.tls.authority", held, "holds no authority; make one with `cloud-collector ca init`")
+    return Tls(
+        cert_file=(folder / table.cert_file).absolute(),  # a link stays one: what it points to may be exchanged
+        key_file=(folder / table.key_file).absolute(),
+        ca_file=(folder / table.ca_file).absolute(),
+        denied_file=(folder / table.denied_file).absolute(),
+        trust_domain=table.trust_domain,
+        listen_open=table.listen_open,
+        authority=None if authority is None else authority.absolute(),
+        max_connection_age_s=_seconds("$.tls.max_connection_age", table.max_connection_age),
+        max_connection_grace_s=_seconds("$.tls.max_connection_grace", table.max_connection_grace),
+    )
 
 
 def _check_limits(limits: _Limits) -> None:
@@ -143,12 +213,12 @@ def _check_limits(limits: _Limits) -> None:
     _require("$.limits.max_batch", limits.max_batch <= limits.max_queued_releases, "exceeds max_queued_releases")
 
 
-def _seconds(text: str) -> float:
+def _seconds(path: str, text: str) -> float:
     try:
         seconds = parse_duration(text).total_seconds()
     except ValueError as error:
-        raise ConfigInvalid(f"$.collector.seal_every: {error}") from None
-    _require("$.collector.seal_every", 0.01 <= seconds <= 86_400, "must lie in 10ms .. 1d")
+        raise ConfigInvalid(f"{path}: {error}") from None
+    _require(path, 0.01 <= seconds <= 86_400, "must lie in 10ms .. 1d")
     return seconds
 
 
@@ -160,4 +230,5 @@ def _plan_entry(i: int, entry: _PlanEntry, folder: Path) -> PlanEntry:
     _require(
         f"{where}.nodes", all(0 < len(node) <= 128 for node in entry.nodes), "an agent's name has 1 .. 128 characters"
     )
-    return PlanEntry(path=path.resolve(), nodes=tuple(entry.nodes))
+    _require(f"{where}.tenant", is_name(entry.tenant), "letters, digits and _.- only, 63 at most")
+    return PlanEntry(path=path.resolve(), nodes=tuple(entry.nodes), tenant=entry.tenant)

@@ -30,3 +30,11 @@ class Overloaded(CollectorError):
 
 class CollectorUnreachable(CollectorError):
     """No collector answers at that address: start it with `cloud-collector serve`, or correct the address."""
+
+
+class RequestInvalid(CollectorError):
+    """A certificate or token cannot be given out as asked: correct the request, or ask for a new one-time token."""
+
+
+class AccessDenied(CollectorError):
+    """The collector does not take this certificate or token: renew it, or ask the people who run the collector."""

@@ -8,6 +8,7 @@ Invariants:
 - Every bucket and every public key of the plan appears, and every discovered key that the range holds or the question
   names; what is missing has a null value and a typed status.
 - No error repeats a value of the question.
+- An analyst's answer is made of their tenant's rows alone; a plan that is not theirs is unknown to them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ import pyarrow as pa
 
 from cloud_collector import estimate
 from cloud_collector.coverage import Coverage
-from cloud_collector.question import COVERAGE, TENANT, Asked, Grid, Node, Question, require, shown
+from cloud_collector.errors import PlanUnknown
+from cloud_collector.question import COVERAGE, Asked, Grid, Node, Question, require, shown
 from cloud_collector.telemetry import Event, emit
 from cloud_collector.totals import Held, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from cloud_collector.caller import Caller
     from cloud_collector.combine import Total
     from cloud_collector.coverage import Covered
     from cloud_collector.lake import Lake
@@ -56,10 +59,10 @@ class Query:
             ":memory:", config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
         )
 
-    def answer(self, request: EstimateRequest) -> bytes:
+    def answer(self, request: EstimateRequest, asker: Caller) -> bytes:
         """Answer a question from the wire with one Arrow IPC stream; raises as :meth:`estimate` does."""
         begun = time.monotonic()
-        table = self.estimate(Question.read(request))
+        table = self.estimate(Question.read(request), asker)
         duration_s = round(time.monotonic() - begun, 6)
         emit(Event.QUERY_ANSWERED, plan=request.plan, rows=table.num_rows, duration_s=duration_s)
         sink = pa.BufferOutputStream()
@@ -67,12 +70,13 @@ class Query:
             writer.write_table(table)
         return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
 
-    def estimate(self, question: Question) -> pa.Table:
+    def estimate(self, question: Question, asker: Caller) -> pa.Table:
         """Answer one question.
 
         Args:
             question: names a metric of a registered plan; `start_us` and `end_us` lie on the plan's windows and default
                 to the earliest and latest that landed.
+            asker: whose plans and rows there are.
 
         Returns:
             One row a bucket and group, by bucket, then by keys in the plan's order (discovered ones by text): start
@@ -86,12 +90,14 @@ class Query:
             QuestionInvalid: the text names what the plan does not have; fix the question.
             StoreFailed: the disk failed while the landing was sealed.
         """
-        registered = self._registry.find(question.plan, question.version)
-        asked = Asked.of(registered.plan, question)
+        registered = self._registry.find(question.plan, question.version, asker.tenant)
+        if not asker.may_ask(registered.tenant, registered.plan.name):
+            raise PlanUnknown("no registered plan has this name and version; run `cloud-collector plans add`")
+        asked = Asked.of(registered.plan, question, home=registered.tenant)
         self._catch_up()
         files = self._lake.files(registered.plan, registered.hash)
         with contextlib.closing(self._duck.cursor()) as duck:
-            return _answer(asked, registered, Rows(duck, files))
+            return _answer(asked, registered, Rows(duck, files, tenant=asker.tenant))
 
 
 def _answer(asked: Asked, registered: RegisteredPlan, rows: Rows) -> pa.Table:
@@ -144,7 +150,9 @@ def _table(asked: Asked, grid: Grid, nodes: list[Node], totals: Mapping[Key, Tot
     for bucket in range(len(grid)):
         start, end = grid.span(bucket)
         for key in itertools.product(*groups):
-            texts = [shown(part) if column == "node" else part for column, part in zip(by, key, strict=True)]
+            texts = [
+                shown(part, asked.home) if column == "node" else part for column, part in zip(by, key, strict=True)
+            ]
             about = behind.of(bucket, key)
             found = estimate.estimates(asked, totals.get((bucket, *key)))
             rows += ((start, end, *texts, *part, *one, *about) for part, one in zip(parts, found, strict=True))
@@ -170,8 +178,8 @@ def _expected(registered: RegisteredPlan, seen: Sequence[Node]) -> list[Node]:
         return list(seen)
     by_name: dict[str, list[Node]] = defaultdict(list)
     for node in seen:
-        by_name[shown(node)].append(node)
-    return [node for name in registered.nodes for node in by_name.get(name, [(TENANT, name)])]
+        by_name[shown(node, registered.tenant)].append(node)
+    return [node for name in registered.nodes for node in by_name.get(name, [(registered.tenant, name)])]
 
 
 def _check_size(asked: Asked, grid: Grid, nodes: list[Node]) -> None:

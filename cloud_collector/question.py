@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge_agg.contract.vectors import Vector
 
 TENANT = "default"
-"""Whose nodes are shown by their bare name."""
+"""Whose nodes are shown by their bare name, unless the plan is of another tenant."""
 COVERAGE = ("nodes_reporting", "nodes_expected", "windows_reporting", "windows_expected")
 """The columns of an answer that say who stands behind it."""
 _ORIGIN_US = to_us(ORIGIN)
@@ -85,10 +85,12 @@ class Asked:
     """Of the discovered partition, the keys that the question names; None if it names none, and so asks for all."""
     node_names: tuple[frozenset[str], ...]
     """Each holds the names that one filter keeps."""
+    home: str = TENANT
+    """Whose nodes are shown by their bare name."""
 
     @classmethod
-    def of(cls, plan: Plan, question: Question) -> Asked:
-        """Check a question against a plan; raises QuestionInvalid."""
+    def of(cls, plan: Plan, question: Question, *, home: str = TENANT) -> Asked:
+        """Check a question against a plan, which is of the home tenant; raises QuestionInvalid."""
         metrics = {metric.name: metric for metric in plan.metric}
         keys = {partition.label: [key_text(key) for key in dimension(partition)] for partition in plan.partition}
         discovered = None if plan.discovered is None else plan.discovered.label
@@ -123,6 +125,7 @@ class Asked:
             discovered=discovered,
             wanted=tuple(sorted(kept[discovered])) if discovered is not None and discovered in kept else None,
             node_names=tuple(frozenset(values) for column, values in question.where if column == "node"),
+            home=home,
         )
 
     def found(self, keys: Iterable[str]) -> Asked:
@@ -131,13 +134,13 @@ class Asked:
 
     def select_nodes(self, known: Iterable[Node]) -> list[Node]:
         """The known nodes that the question keeps, by name."""
-        known = sorted(known, key=lambda node: (shown(node), node))
-        names_known = {shown(node) for node in known}
+        known = sorted(known, key=lambda node: (shown(node, self.home), node))
+        names_known = {shown(node, self.home) for node in known}
         require(
             all(names <= names_known for names in self.node_names),
             'where.node: not a known node; by=["node"] shows them',
         )
-        return [node for node in known if all(shown(node) in names for names in self.node_names)]
+        return [node for node in known if all(shown(node, self.home) in names for names in self.node_names)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,10 +197,10 @@ def _is_moment(us: int) -> bool:
     return True
 
 
-def shown(node: Node) -> str:
-    """A node's name as answers show it: bare for the default tenant."""
+def shown(node: Node, home: str = TENANT) -> str:
+    """A node's name as answers show it: bare for the home tenant."""
     tenant, name = node
-    return name if tenant == TENANT else f"{tenant}/{name}"
+    return name if tenant == home else f"{tenant}/{name}"
 
 
 def _listed(names: Sequence[str], limit: int = 20) -> str:

@@ -3,7 +3,8 @@
 Place: around the whole path at the collector, from the socket to the lake; no decision about a release is taken here.
 
 Invariants:
-- Start is strict: a plan, address or store that does not work fails before the first call is taken.
+- Start is strict: a plan, certificate, address or store that does not work fails before the first call is taken.
+- Every service stands behind one gate; without TLS no address but loopback is listened on, whoever made the config.
 - Stop is in order: no new calls, finish those in work, seal, close the landing.
 - A disk that fails ends the process, after the call that met it was refused; nothing unacked was promised.
 """
@@ -13,13 +14,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cloud_collector.denied import DenyList
+from cloud_collector.enrollment import EnrollmentService
 from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.gate import Gate, Identification, local
 from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
 from cloud_collector.plans import PlanRegistry
@@ -27,24 +33,30 @@ from cloud_collector.query import Query
 from cloud_collector.sealer import Sealer
 from cloud_collector.service import CollectorService, Door, QueryService
 from cloud_collector.telemetry import Event, emit
+from cloud_collector.tls import ServerFiles
+from cloud_collector.tokens import Tokens
+from edge_agg.contract.address import is_loopback
 from edge_agg.contract.errors import PlanInvalid
-from edge_agg.contract.v1 import collector_pb2, query_pb2
+from edge_agg.contract.v1 import collector_pb2, enrollment_pb2, query_pb2
 from edge_agg.contract.v1.collector_pb2_grpc import add_CollectorServiceServicer_to_server
+from edge_agg.contract.v1.enrollment_pb2_grpc import add_EnrollmentServiceServicer_to_server
 from edge_agg.contract.v1.query_pb2_grpc import add_QueryServiceServicer_to_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from cloud_collector.config import Config
+    from cloud_collector.service import Lookup
     from edge_agg.contract.plan import Plan, PlanHash
 
-MAX_PUSHES, MAX_QUESTIONS = 64, 16
+MAX_PUSHES, MAX_QUESTIONS, MAX_ENROLLMENTS = 64, 16, 8
 """Calls of each kind in work at once; more are refused with a pushback."""
 GRACE_S = 10.0
 """How long calls in work may take when the collector stops."""
 _SERVICES = (
     collector_pb2.DESCRIPTOR.services_by_name["CollectorService"].full_name,
     query_pb2.DESCRIPTOR.services_by_name["QueryService"].full_name,
+    enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name,
 )
 
 
@@ -75,10 +87,18 @@ async def serve(
             ):  # a full disk is refused and waited for; an I/O error is the end of this process
                 broken.set()
 
-        with _door(MAX_PUSHES, note_failure) as pushes, _door(MAX_QUESTIONS, note_failure) as questions:
-            collector = CollectorService(landing, _plan_of(registry), door=pushes, max_batch=config.max_batch)
-            query = QueryService(registry, Query(registry, lake, sealer.seal).answer, door=questions)
-            async with _listening(config, collector, query) as address:
+        with (
+            _door(MAX_PUSHES, note_failure) as pushes,
+            _door(MAX_QUESTIONS, note_failure) as questions,
+            _door(MAX_ENROLLMENTS, note_failure) as enrollments,
+            _gate(config) as gate,
+        ):
+            services = Services(
+                collector=CollectorService(landing, _plan_of(registry), door=pushes, max_batch=config.max_batch),
+                query=QueryService(registry, Query(registry, lake, sealer.seal).answer, door=questions),
+                enrollment=_enrollment(config, enrollments),
+            )
+            async with _listening(config, gate, services) as address:
                 emit(Event.COLLECTOR_STARTED, listen=address, plans=len(registry.list()))
                 if ready is not None:
                     ready(address)
@@ -102,15 +122,15 @@ def _registry(config: Config) -> PlanRegistry:
     registry = PlanRegistry(config.plans_path)
     for entry in config.plans:
         try:
-            registry.add_file(entry.path, entry.nodes)
+            registry.add_file(entry.path, entry.nodes, tenant=entry.tenant)
         except PlanInvalid as error:
             raise ConfigInvalid(f"{entry.path.name}: {error}") from None
     return registry
 
 
-def _plan_of(registry: PlanRegistry) -> Callable[[PlanHash], Plan | None]:
-    def plan_of(plan_hash: PlanHash) -> Plan | None:
-        registered = registry.get(plan_hash)
+def _plan_of(registry: PlanRegistry) -> Lookup:
+    def plan_of(plan_hash: PlanHash, *, tenant: str | None = None) -> Plan | None:
+        registered = registry.get(plan_hash, tenant)
         return None if registered is None else registered.plan
 
     return plan_of
@@ -125,31 +145,89 @@ def _door(max_calls: int, store_failed: Callable[[], None]) -> Iterator[Door]:
         door.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What stands behind the gate."""
+
+    collector: CollectorService
+    query: QueryService
+    enrollment: EnrollmentService
+
+
+def _enrollment(config: Config, door: Door) -> EnrollmentService:
+    if config.tls is None:
+        return EnrollmentService(None, None, door=door)
+    return EnrollmentService(config.tls.authority, config.tls.ca_file, door=door)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@contextlib.contextmanager
+def _gate(config: Config) -> Iterator[Gate]:
+    if config.tls is None:
+        yield Gate(local)
+        return
+    denied = DenyList(config.tls.denied_file)
+    with contextlib.closing(Tokens(config.tokens_path)) as tokens:
+        yield Gate(Identification(domain=config.tls.trust_domain, denied=denied, tokens=tokens, now=_now))
+
+
 @contextlib.asynccontextmanager
-async def _listening(config: Config, collector: CollectorService, query: QueryService) -> AsyncIterator[str]:
+async def _listening(config: Config, gate: Gate, services: Services) -> AsyncIterator[str]:
     """Take calls while the body runs, then finish those in work; yields the address."""
-    server = grpc.aio.server(options=_options(config))
-    add_CollectorServiceServicer_to_server(collector, server)
-    add_QueryServiceServicer_to_server(query, server)
+    server = grpc.aio.server(interceptors=[gate], options=_options(config))
+    add_CollectorServiceServicer_to_server(services.collector, server)
+    add_QueryServiceServicer_to_server(services.query, server)
+    add_EnrollmentServiceServicer_to_server(services.enrollment, server)
     status = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    try:
-        port = server.add_insecure_port(config.listen)
-    except RuntimeError:
-        raise ConfigInvalid("$.collector.listen: the address is taken or is not this machine's") from None
+    address = _bind(server, config)
     await server.start()
     for name in ("", *_SERVICES):
         await status.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        yield f"{config.listen.rpartition(':')[0]}:{port}"
+        yield address
     finally:
         await status.enter_graceful_shutdown()
         await server.stop(GRACE_S)
 
 
+def _bind(server: grpc.aio.Server, config: Config) -> str:
+    """Take the config's addresses; where callers with certificates are listened to."""
+    if config.tls is None:
+        if not is_loopback(config.listen):
+            raise ConfigInvalid("$.collector.listen: without [tls], only a loopback address is listened on")
+        return _bound(config.listen, "$.collector.listen", server.add_insecure_port)
+    tls = config.tls
+    files = ServerFiles(cert_file=tls.cert_file, key_file=tls.key_file, ca_file=tls.ca_file)
+    if tls.listen_open is not None:
+        without = files.credentials(certificates=False)
+        at = _bound(tls.listen_open, "$.tls.listen_open", lambda at: server.add_secure_port(at, without))
+        emit(Event.DOOR_OPENED, listen=at)
+    shown = files.credentials(certificates=True)
+    return _bound(config.listen, "$.collector.listen", lambda at: server.add_secure_port(at, shown))
+
+
+def _bound(listen: str, field: str, bind: Callable[[str], int]) -> str:
+    try:
+        port = bind(listen)
+    except RuntimeError:
+        raise ConfigInvalid(f"{field}: the address is taken or is not this machine's") from None
+    return f"{listen.rpartition(':')[0]}:{port}"
+
+
 def _options(config: Config) -> list[tuple[str, int]]:
+    ages: list[tuple[str, int]] = []
+    if config.tls is not None:  # who was shut out by another CA, or asks for long, is out after both
+        ages = [
+            ("grpc.max_connection_age_ms", int(config.tls.max_connection_age_s * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(config.tls.max_connection_grace_s * 1000)),
+        ]
     return [
+        *ages,
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_concurrent_streams", 128),  # of one connection; the doors bound what is in work
         ("grpc.so_reuseport", 0),  # a second collector on one port would split the agents' calls

@@ -1,8 +1,10 @@
 """The gRPC door: agents push releases through it, analysts ask.
 
-Place: step 9 of an event's path; behind it admission (is it a release of a known plan?) and the landing (is it kept?).
+Place: step 9 of an event's path; before it the gate (who calls, and may they?), behind it admission (is it a release of
+a known plan?) and the landing (is it kept?).
 
 Invariants:
+- A release is taken of the agent that it claims to be of, and of nobody else; an analyst sees one tenant's plans.
 - A receipt says accepted or duplicate only after the landing's commit.
 - What is refused is refused by the contract's table: a code, a constant text, a status; never words of the caller's.
 - An exception that nobody foresaw leaves as INTERNAL and a random id; its text stays inside (promise A6).
@@ -13,18 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 import grpc
 
 from cloud_collector.admission import Refused, admit
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
+from cloud_collector.gate import caller, fail, refuse
 from cloud_collector.landing import Verdict
 from cloud_collector.telemetry import Event, emit
-from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
+from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.v1 import collector_pb2, query_pb2
 from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceServicer
 from edge_agg.contract.v1.query_pb2_grpc import QueryServiceServicer
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cloud_collector.admission import Admitted
+    from cloud_collector.caller import Caller
     from cloud_collector.landing import Landing
     from cloud_collector.plans import PlanRegistry, RegisteredPlan
     from edge_agg.contract.plan import Plan, PlanHash
@@ -41,13 +45,20 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
+
+class Lookup(Protocol):
+    """Finds the plan of a hash that a tenant registered, or anybody if that is None."""
+
+    def __call__(self, plan_hash: PlanHash, *, tenant: str | None = None) -> Plan | None:
+        """The plan, or None."""
+        ...
+
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 CHUNK_BYTES = 256 * 1024
 """An answer is cut into pieces of this size."""
-PUSHBACK_MS = (200, 1000)
-"""The least and most that an overloaded collector asks its callers to wait; each is told a random time between."""
 _INLINE_BYTES = 16 * 1024  # below it, handing a batch to a thread costs more than admitting it
 
 _REFUSED = collector_pb2.OUTCOME_REFUSED
@@ -80,7 +91,7 @@ class Door:
     async def opened(self, method: str, context: Context) -> AsyncIterator[None]:
         """Let one call in and map whatever it raises; the body must not abort the context itself."""
         if self._in_work >= self._max_calls:
-            await _refuse(method, context, Refusal.OVERLOADED)
+            await refuse(method, context, Refusal.OVERLOADED)
         self._in_work += 1
         try:
             yield
@@ -89,14 +100,14 @@ class Door:
         except PlanUnknown as error:
             await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         except Refused as error:
-            await _refuse(method, context, error.refusal)
+            await refuse(method, context, error.refusal)
         except Overloaded:
-            await _refuse(method, context, Refusal.OVERLOADED)
+            await refuse(method, context, Refusal.OVERLOADED)
         except StoreFailed:
             self._store_failed()
-            await _refuse(method, context, Refusal.STORE_FAILED)
+            await refuse(method, context, Refusal.STORE_FAILED)
         except Exception as error:  # noqa: BLE001  # the last line of promise A6: nothing unforeseen may leave
-            await _fail(method, context, type(error).__name__)
+            await fail(method, context, type(error).__name__)
         finally:
             self._in_work -= 1
 
@@ -104,9 +115,7 @@ class Door:
 class CollectorService(CollectorServiceServicer):
     """Takes batches of releases."""
 
-    def __init__(
-        self, landing: Landing, lookup: Callable[[PlanHash], Plan | None], *, door: Door, max_batch: int
-    ) -> None:
+    def __init__(self, landing: Landing, lookup: Lookup, *, door: Door, max_batch: int) -> None:
         self._landing = landing
         self._lookup = lookup
         self._door = door
@@ -119,20 +128,21 @@ class CollectorService(CollectorServiceServicer):
         async with self._door.opened("PushReleases", context):
             if len(request.releases) > self._max_batch:
                 raise Refused(Refusal.TOO_LARGE)
-            judged = await self._admit(request.releases)
+            judged = await self._admit(request.releases, caller())
             return await self._land(request.releases, judged)
         raise AssertionError  # the door raises what it does not let through
 
-    async def _admit(self, batch: Sequence[SealedRelease]) -> list[Admitted | Refusal]:
+    async def _admit(self, batch: Sequence[SealedRelease], sender: Caller) -> list[Admitted | Refusal]:
         if sum(len(one.payload) for one in batch) <= _INLINE_BYTES:
-            return self._admit_now(batch)
-        return await self._door.work(self._admit_now, batch)
+            return self._admit_now(batch, sender)
+        return await self._door.work(self._admit_now, batch, sender)
 
-    def _admit_now(self, batch: Sequence[SealedRelease]) -> list[Admitted | Refusal]:
+    def _admit_now(self, batch: Sequence[SealedRelease], sender: Caller) -> list[Admitted | Refusal]:
         judged: list[Admitted | Refusal] = []
         for one in batch:
             try:
-                judged.append(admit(one.header, one.payload, self._lookup))
+                lookup = partial(self._lookup, tenant=sender.tenant)
+                judged.append(admit(one.header, one.payload, lookup, sender.sends_for))
             except Refused as error:
                 judged.append(error.refusal)
         return judged
@@ -161,7 +171,7 @@ class QueryService(QueryServiceServicer):
     """Answers analysts."""
 
     def __init__(
-        self, registry: PlanRegistry, answer: Callable[[query_pb2.EstimateRequest], bytes], *, door: Door
+        self, registry: PlanRegistry, answer: Callable[[query_pb2.EstimateRequest, Caller], bytes], *, door: Door
     ) -> None:
         self._registry = registry
         self._answer = answer
@@ -170,10 +180,10 @@ class QueryService(QueryServiceServicer):
     async def ListPlans(  # noqa: N802  # the contract's name
         self, request: query_pb2.ListPlansRequest, context: Context
     ) -> query_pb2.ListPlansResponse:
-        """List the registered plans, by name, then version."""
+        """List the plans that the caller may ask about, by name, then version."""
         del request
         async with self._door.opened("ListPlans", context):
-            return query_pb2.ListPlansResponse(plans=_listed(await self._door.work(self._registry.list)))
+            return query_pb2.ListPlansResponse(plans=_listed(await self._door.work(self._registry.list), caller()))
         raise AssertionError  # the door raises what it does not let through
 
     async def Estimate(  # noqa: N802  # the contract's name
@@ -181,29 +191,12 @@ class QueryService(QueryServiceServicer):
     ) -> AsyncIterator[query_pb2.EstimateResponse]:
         """Answer one question as one Arrow IPC stream, in pieces."""
         async with self._door.opened("Estimate", context):
-            answer = await self._door.work(self._answer, request)
+            answer = await self._door.work(self._answer, request, caller())
             for at in range(0, len(answer), CHUNK_BYTES):  # inside the door: a slow reader's answer counts as in work
                 yield query_pb2.EstimateResponse(arrow=answer[at : at + CHUNK_BYTES])
 
 
-def _listed(plans: Iterable[RegisteredPlan]) -> list[query_pb2.RegisteredPlan]:
-    ordered = sorted(plans, key=lambda one: (one.plan.name, one.plan.version))
+def _listed(plans: Iterable[RegisteredPlan], asker: Caller) -> list[query_pb2.RegisteredPlan]:
+    seen = (one for one in plans if asker.may_ask(one.tenant, one.plan.name))
+    ordered = sorted(seen, key=lambda one: (one.plan.name, one.plan.version))
     return [query_pb2.RegisteredPlan(plan_hash=one.hash, text=one.text, nodes=one.nodes) for one in ordered]
-
-
-async def _refuse(method: str, context: Context, refusal: Refusal) -> None:
-    emit(Event.REQUEST_REFUSED, method=method, refusal=str(refusal))
-    least, most = PUSHBACK_MS
-    trailing = [(REFUSAL_KEY, str(refusal))]
-    if refusal is Refusal.OVERLOADED:
-        trailing.append((PUSHBACK_KEY, str(least + secrets.randbelow(most - least + 1))))
-    rule = RULES[refusal]
-    await context.abort(grpc.StatusCode[rule.status], rule.text, tuple(trailing))
-
-
-async def _fail(method: str, context: Context, cause: str) -> None:
-    request_id = secrets.token_hex(8)
-    emit(Event.REQUEST_FAILED, method=method, request_id=request_id, cause=cause)
-    rule = RULES[Refusal.INTERNAL]
-    details = f"{rule.text} ({request_id})"
-    await context.abort(grpc.StatusCode[rule.status], details, ((REFUSAL_KEY, str(Refusal.INTERNAL)),))

@@ -20,6 +20,8 @@ class Event(StrEnum):
 
     COLLECTOR_STARTED = "collector_started"
     """The server takes calls. Fields: listen, plans."""
+    DOOR_OPENED = "door_opened"
+    """Callers without a certificate are listened to as well. Fields: listen."""
     COLLECTOR_STOPPED = "collector_stopped"
     """The server has answered its last call and closed its stores."""
     PLAN_REGISTERED = "plan_registered"
@@ -42,11 +44,24 @@ class Event(StrEnum):
     """An analyst got an answer. Fields: bytes, duration_s."""
     REQUEST_REFUSED = "request_refused"
     """A whole call was refused. Fields: method, refusal."""
+    CERTIFICATE_ISSUED = "certificate_issued"
+    """A device got a certificate. Fields: how (enroll, renew), agent (its SPIFFE id), serial."""
+    DENY_LIST_UNUSABLE = "deny_list_unusable"
+    """An alarm: the list cannot be read, or a line of it; who was denied stays denied. Fields: problem."""
+    TLS_FILES_LOADED = "tls_files_loaded"
+    """New connections get another certificate, key or CA from now on."""
+    TLS_FILES_UNUSABLE = "tls_files_unusable"
+    """An alarm: the files changed and do not fit; those from before stay in use. Fields: problem."""
     REQUEST_FAILED = "request_failed"
     """A call ended in an error nobody foresaw. Fields: method, request_id, cause."""
 
 
-_ALARMS = frozenset({Event.AGENT_FENCED, Event.LANDING_FAILED, Event.SEAL_FAILED, Event.REQUEST_FAILED})
+_ALARMS = frozenset(
+    {
+        *(Event.AGENT_FENCED, Event.LANDING_FAILED, Event.SEAL_FAILED, Event.REQUEST_FAILED),
+        *(Event.DENY_LIST_UNUSABLE, Event.TLS_FILES_UNUSABLE),
+    }
+)
 _LOGGER = logging.getLogger("cloud_collector")
 _LOGGER.addHandler(logging.NullHandler())
 

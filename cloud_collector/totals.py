@@ -2,7 +2,7 @@
 
 Place: below the query room, which knows the question; above the lake's files, which DuckDB reads.
 Invariants: totals are exact integers, and their noise is counted draw by draw, scale by scale; no value of a question
-becomes part of the SQL.
+becomes part of the SQL; every statement is bound to the asker's tenant, in the one place that runs them.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ class Rows:
     Args:
         duck: a connection of its own.
         files: the table's, fixed.
+        tenant: whose rows there are; everybody's if None.
     """
 
-    def __init__(self, duck: duckdb.DuckDBPyConnection, files: list[str]) -> None:
+    def __init__(self, duck: duckdb.DuckDBPyConnection, files: list[str], *, tenant: str | None = None) -> None:
         self._duck = duck
         self._files = files
+        self._tenant = tenant
 
     def seen(self) -> list[tuple[Node, int, int]]:
         """Each node that ever reported, with its first window's start and its last window's end."""
@@ -118,8 +120,10 @@ class Rows:
     def _run(self, select: str, where: list[str], params: dict[str, object]) -> list[tuple[Any, ...]]:
         if not self._files:
             return []
+        where = [*where, "coalesce(tenant = $tenant::varchar, $tenant is null)"]
         sql = f"select {select} from read_parquet($files) where {' and '.join(where)} group by all"  # noqa: S608  # names of the plan, quoted; values are bound
-        return self._duck.execute(sql, {**params, "files": [_literal(file) for file in self._files]}).fetchall()
+        files = [_literal(file) for file in self._files]
+        return self._duck.execute(sql, {**params, "files": files, "tenant": self._tenant}).fetchall()
 
 
 def _total(asked: Asked, scales: Sequence[float], sums: Sequence[int], draws: int) -> Total:

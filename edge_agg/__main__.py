@@ -1,4 +1,4 @@
-"""The command line of the edge agent: `check`, `preview`, `run`, `status`, `ledger`, `doctor`.
+"""The command line of the edge agent: `check`, `preview`, `run`, `status`, `ledger`, `doctor`, `enroll`.
 
 Heavy rooms are imported when a command needs them.
 """
@@ -16,7 +16,16 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXIT_UNEXPECTED, EXIT_CONFIG, EXIT_SOURCE, EXIT_JOURNAL, EXIT_NOT_DRAINED, EXIT_PARKED, EXIT_DIFFERS = (
+(
+    EXIT_UNEXPECTED,
+    EXIT_CONFIG,
+    EXIT_SOURCE,
+    EXIT_JOURNAL,
+    EXIT_NOT_DRAINED,
+    EXIT_PARKED,
+    EXIT_DIFFERS,
+    EXIT_ENROLLMENT,
+) = (
     1,
     3,
     4,
@@ -24,6 +33,7 @@ EXIT_UNEXPECTED, EXIT_CONFIG, EXIT_SOURCE, EXIT_JOURNAL, EXIT_NOT_DRAINED, EXIT_
     6,
     7,
     8,
+    9,
 )
 EXIT_CODES = """\b
 Exit codes:
@@ -36,6 +46,7 @@ Exit codes:
   6  run --drain: the collector did not take everything in time; run again
   7  run --drain: the collector refused a release for good; see status
   8  ledger verify: the journal contradicts its plans, its chain or its budgets
+  9  enroll: no certificate was given out
 """
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -198,6 +209,40 @@ def _leave(state: str, name: str, *, drained: bool) -> None:
         sys.exit(EXIT_PARKED)
 
 
+@cli.command(epilog=EXIT_CODES)
+@click.argument("url")
+@click.option("--token", required=True, envvar="EDGE_AGG_TOKEN", help="The one-time token; better in EDGE_AGG_TOKEN.")
+@click.option("--ca", type=_FILE, help="The collector's root certificates, in PEM.")
+@click.option("--ca-fingerprint", help="Or the sha256 of its root, as `cloud-collector ca init` prints it.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("identity"),
+    show_default=True,
+    help="Gets cert.pem, key.pem and ca.pem.",
+)
+@click.option("--replace", is_flag=True, help="Give up the key that is there.")
+def enroll(url: str, *, token: str, ca: Path | None, ca_fingerprint: str | None, out: Path, replace: bool) -> None:
+    """Get this device's certificate from the collector at URL (its listen_open), for a one-time token.
+
+    The key is made here and stays here.
+    """
+    if (ca is None) == (ca_fingerprint is None):
+        raise click.UsageError("give --ca or --ca-fingerprint")
+    with _exit_codes():
+        from edge_agg import errors
+        from edge_agg.identity import enroll as first
+        from edge_agg.identity.files import IdentityFiles
+
+        files = IdentityFiles.within(out)
+        if files.key.exists() and not replace:
+            raise errors.ConfigInvalid(f"{files.key}: there is a key already; --replace gives it up")
+        anchors = ca.read_bytes() if ca is not None else first.anchors_by_fingerprint(url, ca_fingerprint or "")
+        click.echo(f"this device is {first.enroll(url, token, anchors=anchors, into=files)}")
+        for name, path in (("ca_file", files.ca), ("cert_file", files.cert), ("key_file", files.key)):
+            click.echo(f'{name} = "{path}"')
+
+
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     """Map what the rooms raise on purpose to exit codes and one line of text."""
@@ -210,6 +255,7 @@ def _exit_codes() -> Iterator[None]:
         errors.JournalFailed: EXIT_JOURNAL,
         errors.SpoolFailed: EXIT_JOURNAL,
         errors.SpoolFull: EXIT_JOURNAL,
+        errors.EnrollmentFailed: EXIT_ENROLLMENT,
     }
     try:
         yield

@@ -16,6 +16,8 @@ from edge_agg.agent import Agent, Tuning
 from edge_agg.ceilings import Ceilings
 from edge_agg.config import bytes_of, discovery_of, horizon_of, plans_of, span_of
 from edge_agg.contract.plan import parse_duration
+from edge_agg.identity.credentials import credentials_of
+from edge_agg.identity.renewal import Renewal
 from edge_agg.ingest.kinds import source_of
 from edge_agg.intake import Intake
 from edge_agg.journal import Journal
@@ -53,10 +55,15 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         wire: the way to the collector; over gRPC unless a test brings its own. Needs a running event loop.
 
     Raises:
-        ConfigInvalid: the device's policy cannot be read.
+        ConfigInvalid: the device's policy cannot be read, or its certificate, or that is another agent's.
         PlanRefused: a plan cannot be calibrated.
         JournalFailed, SpoolFailed: the state folder cannot be used.
     """
+    table = config.collector
+    credentials = credentials_of(table, tenant=config.agent.tenant, agent=config.agent.name)
+    renewal = None
+    if credentials is not None:
+        renewal = Renewal(address=table.url, credentials=credentials, clock=clock, jitter=random.random)
     measurements = [compile_plan(plan) for plan in plans]
     accounts = {
         account.name: Account(
@@ -107,12 +114,13 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         journal=journal,
         uplink=Uplink(
             journal=journal,
-            wire=wire or GrpcWire(config.collector.url, deadline_s=config.collector.deadline_s),
+            renewal=renewal,
+            wire=wire or GrpcWire(table.url, deadline_s=table.deadline_s, credentials=credentials),
             clock=clock,
             jitter=random.random,
-            batch=config.collector.batch,
-            retry_first_s=config.collector.retry_first_s,
-            retry_limit_s=config.collector.retry_limit_s,
+            batch=table.batch,
+            retry_first_s=table.retry_first_s,
+            retry_limit_s=table.retry_limit_s,
         ),
         clock=clock,
         timekeeper=Timekeeper(

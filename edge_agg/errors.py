@@ -36,5 +36,9 @@ class BudgetExhausted(EdgeError):
     """The account has no room for the charge: nothing was charged or drawn. Wait for the horizon to move on."""
 
 
+class EnrollmentFailed(EdgeError):
+    """No certificate was given out: correct what the message names, or ask for a new one-time token."""
+
+
 class PlanRefused(EdgeError):
     """The plan is well formed but cannot be run as written (no noise scale fits its budget, say): change the plan."""

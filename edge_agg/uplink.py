@@ -16,10 +16,11 @@ import grpc
 import grpc.aio
 
 from edge_agg.clock import wait_first
+from edge_agg.contract.address import is_loopback
 from edge_agg.contract.refusal import PUSHBACK_KEY, RULES, Refusal
 from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.contract.v1 import collector_pb2_grpc, release_pb2
-from edge_agg.errors import JournalFull
+from edge_agg.errors import ConfigInvalid, JournalFull
 from edge_agg.failpoint import failpoint
 from edge_agg.telemetry import Event, emit
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from edge_agg.clock import Clock
     from edge_agg.contract.release import Sealed
+    from edge_agg.identity.credentials import Credentials
+    from edge_agg.identity.renewal import Renewal
 
 HOLD_S = 300.0
 """How long a held release waits, seconds; a plan that its collector does not know yet is the usual reason."""
@@ -97,17 +100,44 @@ class Wire(Protocol):
 
 
 class GrpcWire:
-    """The collector over gRPC."""
+    """The collector over gRPC.
 
-    def __init__(self, address: str, *, deadline_s: float) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            address, options=[("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
-        )
-        self._stub = collector_pb2_grpc.CollectorServiceStub(self._channel)
+    Args:
+        address: `host:port`.
+        deadline_s: how long one call may take.
+        credentials: the agent's identity; the channel is built anew whenever its files have changed.
+
+    Raises:
+        ConfigInvalid: the address is not loopback, and there are no credentials.
+    """
+
+    def __init__(self, address: str, *, deadline_s: float, credentials: Credentials | None = None) -> None:
+        if credentials is None and not is_loopback(address):
+            raise ConfigInvalid("$.collector.url: without ca_file, cert_file and key_file only loopback is spoken to")
+        self._address = address
         self._deadline_s = deadline_s
+        self._credentials = credentials
+        self._held = None if credentials is None else credentials.held()
+        self._dial()
+
+    def _dial(self) -> None:
+        options = [("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+        if self._held is None:
+            self._channel = grpc.aio.insecure_channel(self._address, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(self._address, self._held.channel, options=options)
+        self._stub = collector_pb2_grpc.CollectorServiceStub(self._channel)
+
+    async def _dial_if_changed(self) -> None:
+        held = None if self._credentials is None else self._credentials.held()
+        if held is not self._held:
+            await self._channel.close()  # between two calls: none is cut off
+            self._held = held
+            self._dial()
 
     async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
         """Send a batch; see :class:`Wire`."""
+        await self._dial_if_changed()
         request = pb.PushReleasesRequest(
             releases=[release_pb2.SealedRelease(header=w.sealed.header, payload=w.sealed.payload) for w in batch]
         )
@@ -136,6 +166,8 @@ class Uplink:
     batch: int
     retry_first_s: float
     retry_limit_s: float
+    renewal: Renewal | None = None
+    """Keeps the wire's certificate young; None where there is none."""
     _held: dict[int, datetime] = field(default_factory=dict)
     _failures: int = 0
     _limit: int | None = None
@@ -155,10 +187,17 @@ class Uplink:
     async def run(self, stop: asyncio.Event) -> None:
         """Send for as long as the agent lives; setting `stop` also ends a back-off."""
         self._stop = stop
-        while not stop.is_set():
-            self._wake.clear()
-            if await self.send_once() == "idle":
-                await wait_first(self._wake.wait(), stop.wait(), self.clock.wait(HOLD_S))
+        renewing = None if self.renewal is None else asyncio.create_task(self.renewal.run(stop))
+        try:
+            while not stop.is_set():
+                self._wake.clear()
+                if await self.send_once() == "idle":
+                    await wait_first(self._wake.wait(), stop.wait(), self.clock.wait(HOLD_S))
+        finally:
+            if renewing is not None:
+                if not stop.is_set():  # a journal that failed waits for nobody; else what was begun is finished
+                    renewing.cancel()
+                await asyncio.wait([renewing])
 
     async def wait_drained(self, patience_s: float) -> bool:
         """Send until nothing waits, or until nothing was acked for `patience_s` seconds.

@@ -20,11 +20,11 @@ from edge_agg.errors import ConfigInvalid
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_agg.config.tables import AgentTable, SourceTable
+    from edge_agg.config.tables import AgentTable, CollectorTable, SourceTable
 
-    T = TypeVar("T", bound=AgentTable | SourceTable)
+    T = TypeVar("T", bound=AgentTable | CollectorTable | SourceTable)
 
-_PATHS = ("state", "policy", "path", "token_file", "password_file", "ca_file")
+_PATHS = ("state", "policy", "path", "token_file", "password_file", "ca_file", "cert_file", "key_file")
 
 
 def load(path: Path) -> tuple[Config, list[Plan]]:
@@ -49,6 +49,7 @@ def load(path: Path) -> tuple[Config, list[Plan]]:
     config = msgspec.structs.replace(
         config,
         agent=_placed(config.agent, home),
+        collector=_placed(config.collector, home),
         source=[_placed(source, home) for source in config.source],
         plan=[msgspec.structs.replace(plan, path=str(home / plan.path)) for plan in config.plan],
     )

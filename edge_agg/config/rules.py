@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from edge_agg.config.tables import FileTable, HttpTable, MqttTable, OtlpTable, StdinTable, TailTable
 from edge_agg.config.values import bytes_of, horizon_of, is_local
-from edge_agg.contract.address import is_loopback
+from edge_agg.contract.address import is_address, is_loopback
 from edge_agg.contract.plan import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edge_agg.config.tables import AccountTable, Config, SourceTable
+    from edge_agg.config.tables import AccountTable, CollectorTable, Config, SourceTable
     from edge_agg.contract.plan import Plan
 
     Rule = tuple[str, bool, str]
@@ -36,7 +36,7 @@ def rules(config: Config, plans: list[Plan]) -> Iterator[Rule]:
     yield "$.agent.name", _NAME.fullmatch(config.agent.name) is not None, _BAD_NAME
     yield "$.agent.tenant", _NAME.fullmatch(config.agent.tenant) is not None, _BAD_NAME
     yield "$.agent.stop_s", 0 < config.agent.stop_s <= 3600, "must lie in 0 .. 3600 seconds"
-    yield "$.collector.url", is_loopback(config.collector.url), "without TLS only a loopback address is taken"
+    yield from _collector_rules(config.collector)
     for name in ("deadline_s", "retry_first_s", "retry_limit_s"):
         yield f"$.collector.{name}", 0 < getattr(config.collector, name) <= 3600, "must lie in 0 .. 3600 seconds"
     yield "$.collector.batch", 1 <= config.collector.batch <= 64, "must lie in 1 .. 64"
@@ -78,6 +78,13 @@ def _plan_rules(config: Config, plans: list[Plan]) -> Iterator[Rule]:
         yield f"$.plan[{i}]", agree, "reads a column as another type than an earlier plan"
         assigns = plan.window.late == "assign"
         yield f"$.plan[{i}]", not (assigns and again), "assigns late rows, which files that are read again cannot do"
+
+
+def _collector_rules(table: CollectorTable) -> Iterator[Rule]:
+    given = [file for file in (table.ca_file, table.cert_file, table.key_file) if file is not None]
+    yield "$.collector", len(given) in {0, 3}, "ca_file, cert_file and key_file stand together"
+    safe = is_loopback(table.url) or (bool(given) and is_address(table.url))
+    yield "$.collector.url", safe, "without TLS only a loopback address is taken; with it, host:port"
 
 
 def _account_rules(path: str, account: AccountTable) -> Iterator[Rule]:

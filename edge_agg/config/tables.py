@@ -59,7 +59,13 @@ class CollectorTable(_Strict, frozen=True, kw_only=True):
     """`[collector]`."""
 
     url: str
-    """`host:port`."""
+    """`host:port`; without the three files below only loopback."""
+    ca_file: str | None = None
+    """Who may vouch for the collector, in PEM."""
+    cert_file: str | None = None
+    """The agent's certificate, as `edge-agg enroll` wrote it."""
+    key_file: str | None = None
+    """The certificate's key."""
     batch: int = 20
     """Releases in one call."""
     deadline_s: float = 20.0

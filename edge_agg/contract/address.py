@@ -1,4 +1,4 @@
-"""Which addresses both ends may use without TLS: the loopback ones, and nothing else."""
+"""What an address is, and which ones both ends may use without TLS: the loopback ones, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import ipaddress
 import re
 
 _ADDRESS = re.compile(r"(?P<host>[^\[\]/:]+|\[[^\[\]/]+\]):(?P<port>[0-9]{1,5})")
+
+
+def is_address(address: str) -> bool:
+    """Whether a text is `host:port` or `[v6]:port`; no name is looked up."""
+    match = _ADDRESS.fullmatch(address)
+    return match is not None and int(match["port"]) <= 65535
 
 
 def is_loopback(address: str) -> bool:

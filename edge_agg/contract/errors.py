@@ -20,3 +20,7 @@ class PlanInvalid(ContractError):
 
 class MalformedRelease(ContractError):
     """Bytes are not a release of the plan they claim: give up on them; sending them again cannot help."""
+
+
+class IdentityInvalid(ContractError):
+    """A text is not the id of an agent or analyst, or a name cannot be part of one: correct it."""

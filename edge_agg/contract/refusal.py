@@ -33,6 +33,10 @@ class Refusal(StrEnum):
     IDENTITY_MISMATCH = "identity_mismatch"
     CONFLICT = "conflict"
     FENCED = "fenced"
+    UNAUTHENTICATED = "unauthenticated"
+    REVOKED = "revoked"
+    FORBIDDEN = "forbidden"
+    ENROLLMENT_REFUSED = "enrollment_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +68,14 @@ RULES: dict[Refusal, Rule] = {
         "ALREADY_EXISTS", "park", "another release was accepted for this window; the agent is fenced"
     ),
     Refusal.FENCED: Rule("PERMISSION_DENIED", "park", "the agent is fenced after a conflict; a person must decide"),
+    Refusal.UNAUTHENTICATED: Rule(
+        "UNAUTHENTICATED", "hold", "no valid certificate or token of this collector's trust domain; enroll, or renew it"
+    ),
+    Refusal.REVOKED: Rule("UNAUTHENTICATED", "hold", "the certificate was revoked; ask the people who run the fleet"),
+    Refusal.FORBIDDEN: Rule("PERMISSION_DENIED", "hold", "this kind of identity may not make this call"),
+    Refusal.ENROLLMENT_REFUSED: Rule(
+        "PERMISSION_DENIED",
+        "park",
+        "no such token, or it is used or too old, or the request is no good; ask for a new one",
+    ),
 }

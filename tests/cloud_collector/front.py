@@ -172,11 +172,11 @@ class FakeRegistry:
 
     one: RegisteredPlan
 
-    def find(self, name: str, version: int | None = None) -> RegisteredPlan:
+    def find(self, name: str, version: int | None = None, tenant: str | None = None) -> RegisteredPlan:
         """Whatever is asked for, this plan."""
         return self.one
 
-    def list(self) -> list[RegisteredPlan]:
+    def list(self, tenant: str | None = None) -> list[RegisteredPlan]:
         """The one plan."""
         return [self.one]
 

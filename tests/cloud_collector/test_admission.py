@@ -13,6 +13,7 @@ import zstandard
 
 from cloud_collector import admission
 from cloud_collector.admission import Refused, admit
+from cloud_collector.caller import LOCAL
 from cloud_collector.payload import Values
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.grid import ORIGIN
@@ -30,7 +31,7 @@ HOUR, WEEK = timedelta(hours=1), timedelta(days=7)
 
 def refusal_of(made: Made, maker: Maker) -> Refusal | None:
     try:
-        admit(made.sealed.header, made.sealed.payload, maker.plan_of)
+        admit(made.sealed.header, made.sealed.payload, maker.plan_of, LOCAL.sends_for)
     except Refused as refused:
         return refused.refusal
     return None
@@ -38,7 +39,7 @@ def refusal_of(made: Made, maker: Maker) -> Refusal | None:
 
 def test_what_fits_its_plan_is_admitted_with_its_values(maker: Maker) -> None:
     made = maker.make(seed=3, window=5)
-    admitted = admit(made.sealed.header, made.sealed.payload, maker.plan_of)
+    admitted = admit(made.sealed.header, made.sealed.payload, maker.plan_of, LOCAL.sends_for)
     assert (admitted.release, admitted.sealed, admitted.plan) == (made.release, made.sealed, maker.plan)
     assert list(admitted.values.columns) == ["departures", "delay_sum", "delay_count"]
     for name, values in made.values.columns.items():
@@ -49,7 +50,7 @@ def test_what_fits_its_plan_is_admitted_with_its_values(maker: Maker) -> None:
 @pytest.mark.parametrize("status", [Status.LOST, Status.EXHAUSTED, Status.VETOED])
 def test_a_window_without_values_is_admitted_without_values(maker: Maker, status: Status) -> None:
     made = maker.make(status=status)
-    assert admit(made.sealed.header, b"", maker.plan_of).values == Values(columns={})
+    assert admit(made.sealed.header, b"", maker.plan_of, LOCAL.sends_for).values == Values(columns={})
 
 
 def test_a_window_before_1970_lies_on_the_same_grid(maker: Maker) -> None:
@@ -138,7 +139,7 @@ def test_discovered_keys_are_admitted_with_their_rows(keyed_maker: Maker) -> Non
     """Several keys, or none at all: a window in which nothing passed was released all the same."""
     for found in (["N1", "N2"], []):
         made = keyed_maker.make(found=found)
-        values = admit(made.sealed.header, made.sealed.payload, keyed_maker.plan_of).values
+        values = admit(made.sealed.header, made.sealed.payload, keyed_maker.plan_of, LOCAL.sends_for).values
         assert list(values.keys or ()) == found
         assert all(column.tolist() == made.values.columns[name].tolist() for name, column in values.columns.items())
 
@@ -194,7 +195,7 @@ def test_bytes_that_are_no_release_are_malformed(maker: Maker) -> None:
         (header + bytes(codec.MAX_HEADER_BYTES), payload),
     ):
         with pytest.raises(Refused) as caught:
-            admit(one, other, maker.plan_of)
+            admit(one, other, maker.plan_of, LOCAL.sends_for)
         assert caught.value.refusal is Refusal.MALFORMED
 
 
@@ -202,7 +203,7 @@ def test_a_refusal_carries_nothing_out_of_the_release(maker: Maker) -> None:
     """Promise A6: neither the text nor the chain of causes holds a canary of the header."""
     crafted = maker.make(plan="canary_plan", account="canary_account")
     with pytest.raises(Refused) as caught:
-        admit(crafted.sealed.header, crafted.sealed.payload, maker.plan_of)
+        admit(crafted.sealed.header, crafted.sealed.payload, maker.plan_of, LOCAL.sends_for)
     assert "canary" not in repr(caught.value)
     assert str(caught.value) == RULES[Refusal.PLAN_MISMATCH].text
     assert caught.value.__cause__ is None
@@ -246,7 +247,7 @@ def test_damaged_bytes_are_refused_or_admitted_and_nothing_else(
     refused = 0
     for _ in range(tries):
         try:
-            admitted = admit(*flip(made, random), maker.plan_of)
+            admitted = admit(*flip(made, random), maker.plan_of, LOCAL.sends_for)
         except Refused:
             refused += 1
         else:

@@ -67,6 +67,7 @@ def test_a_plan_is_added_and_listed(config: Path) -> None:
         assert added.output.startswith("registered flights version 1, ")
     listed = run("plans", "list", "--config", config)
     row = listed.output.splitlines()[1].split()
+    assert row.pop(0) == "default"
     assert row[:2] == ["flights", "1"]
     assert row[2] == added.output.split()[-1]
     assert row[3] == "7d"

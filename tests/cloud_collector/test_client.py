@@ -184,7 +184,7 @@ def test_an_overloaded_or_failing_collector(url: str, monkeypatch: pytest.Monkey
     """Overload is worth asking again; what nobody foresaw carries an id for the collector's log, and no more."""
 
     def answer_with(error: Exception) -> None:
-        def fail(self: Query, question: object) -> object:
+        def fail(self: Query, *asked: object) -> object:
             raise error
 
         monkeypatch.setattr(Query, "estimate", fail)

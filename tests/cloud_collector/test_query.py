@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from cloud_collector import totals as room
+from cloud_collector.caller import LOCAL
 from cloud_collector.combine import half_width
 from cloud_collector.errors import QuestionInvalid
 from cloud_collector.noise import Noise, Term
@@ -48,7 +49,7 @@ def ask(lake: FakeLake, metric: str = "departures", *, nodes: Sequence[str] = ()
     by = tuple(more.pop("by", ()))
     asked = Question(plan=plan.name, metric=metric, by=by, **more)
     query = Query(FakeRegistry(registered(*nodes, plan=plan)), lake, lambda: None)  # type: ignore[arg-type]  # fakes
-    return list(query.estimate(asked).to_pylist())
+    return list(query.estimate(asked, LOCAL).to_pylist())
 
 
 def column(rows: list[Row], name: str) -> list[Any]:
@@ -283,7 +284,7 @@ def test_before_anything_landed(lake: FakeLake) -> None:
 def check_caught_up(folder: Path) -> None:
     lake = FakeLake(folder)
     query = Query(FakeRegistry(registered("a")), lake, lambda: lake.write("a", 0))  # type: ignore[arg-type]  # fakes
-    assert query.estimate(Question(plan="flights", metric="departures")).num_rows == 1
+    assert query.estimate(Question(plan="flights", metric="departures"), LOCAL).num_rows == 1
 
 
 def test_the_landing_is_sealed_before_the_lake_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +303,7 @@ def test_the_same_question_has_the_same_answer(lake: FakeLake) -> None:
         lake.write(node, 0, 7, scale=BROAD)
     query = Query(FakeRegistry(registered()), lake, lambda: None)  # type: ignore[arg-type]  # fakes
     asked = EstimateRequest(plan="flights", metric="late", by=["carrier"], confidence=0.9)
-    first, second = query.answer(asked), query.answer(asked)
+    first, second = query.answer(asked, LOCAL), query.answer(asked, LOCAL)
     assert first == second
     about = {key.decode(): value.decode() for key, value in pa.ipc.open_stream(first).schema.metadata.items()}
     assert about["metric"] == "late"

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from cloud_collector import gate
 from cloud_collector import service as room
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
+from cloud_collector.gate import PUSHBACK_MS, Gate, local
 from cloud_collector.landing import Verdict
-from cloud_collector.service import CHUNK_BYTES, PUSHBACK_MS, CollectorService, Door, QueryService
+from cloud_collector.service import CHUNK_BYTES, CollectorService, Door, QueryService
 from edge_agg.contract.plan import plan_hash
 from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
 from edge_agg.contract.v1 import collector_pb2, query_pb2
@@ -26,6 +28,7 @@ from tests.cloud_collector.front import PLAN, FakeRegistry, registered, release,
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from cloud_collector.caller import Caller
     from edge_agg.contract.plan import Plan
     from edge_agg.contract.release import Release, Sealed
     from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceAsyncStub
@@ -68,14 +71,14 @@ class Doors:
     failures: list[str]
 
 
-def lookup(wanted: bytes) -> Plan | None:
+def lookup(wanted: bytes, *, tenant: str | None = None) -> Plan | None:
     return PLAN if wanted == plan_hash(PLAN) else None
 
 
 @contextlib.asynccontextmanager
 async def opened(
     landing: FakeLanding | None = None,
-    answer: Callable[[query_pb2.EstimateRequest], bytes] = lambda _: b"",
+    answer: Callable[[query_pb2.EstimateRequest, Caller], bytes] = lambda *_: b"",
     *,
     max_batch: int = 4,
     max_calls: int = 8,
@@ -83,7 +86,7 @@ async def opened(
     landing = FakeLanding() if landing is None else landing
     failures: list[str] = []
     door = Door(max_calls=max_calls, threads=2, store_failed=lambda: failures.append("store"))
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[Gate(local)])
     collector = CollectorService(landing, lookup, door=door, max_batch=max_batch)  # type: ignore[arg-type]  # a fake
     query = QueryService(FakeRegistry(registered("a", "b")), answer, door=door)  # type: ignore[arg-type]  # a fake
     add_CollectorServiceServicer_to_server(collector, server)
@@ -132,8 +135,8 @@ def test_each_release_has_its_receipt_in_order(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(check_receipts())
     real = CollectorService._admit_now
 
-    def last_first(self: Any, batch: Any) -> Any:
-        return real(self, batch)[::-1]
+    def last_first(self: Any, batch: Any, sender: Any) -> Any:
+        return real(self, batch, sender)[::-1]
 
     with monkeypatch.context() as mutant:
         mutant.setattr(CollectorService, "_admit_now", last_first)
@@ -146,9 +149,9 @@ def test_a_large_batch_is_admitted_in_a_thread(monkeypatch: pytest.MonkeyPatch) 
     names: list[str] = []
     real = CollectorService._admit_now
 
-    def note(self: Any, batch: Any) -> Any:
+    def note(self: Any, batch: Any, sender: Any) -> Any:
         names.append(threading.current_thread().name)
-        return real(self, batch)
+        return real(self, batch, sender)
 
     monkeypatch.setattr(CollectorService, "_admit_now", note)
 
@@ -212,7 +215,7 @@ def test_overload_is_refused_with_a_pushback(monkeypatch: pytest.MonkeyPatch) ->
     """A full queue is said so with a time to wait (promise B7)."""
     asyncio.run(check_overload())
     with monkeypatch.context() as mutant:
-        mutant.setattr(room, "PUSHBACK_KEY", "x-wait")
+        mutant.setattr(gate, "PUSHBACK_KEY", "x-wait")
         with pytest.raises(AssertionError):
             asyncio.run(check_overload())
 
@@ -251,7 +254,7 @@ def test_a_failed_disk_is_refused_and_told_to_the_server() -> None:
     asyncio.run(run())
 
 
-def raise_canary(_: object) -> bytes:
+def raise_canary(*_: object) -> bytes:
     raise RuntimeError(CANARY)
 
 
@@ -291,7 +294,7 @@ def test_an_unforeseen_exception_leaves_as_a_random_id(
 def test_a_question_that_cannot_be_answered_says_why(error: Exception, status: str) -> None:
     """The analyst reads the text of the error."""
 
-    def fail(_: object) -> bytes:
+    def fail(*_: object) -> bytes:
         raise error
 
     async def run() -> None:
@@ -307,7 +310,7 @@ def test_an_answer_travels_in_pieces() -> None:
     answer = bytes(range(256)) * 2500  # 640,000 bytes
 
     async def run() -> None:
-        async with opened(answer=lambda _: answer) as doors:
+        async with opened(answer=lambda *_: answer) as doors:
             parts = [part.arrow async for part in doors.query.Estimate(query_pb2.EstimateRequest())]
             assert b"".join(parts) == answer
             assert [len(part) for part in parts] == [CHUNK_BYTES, CHUNK_BYTES, len(answer) - 2 * CHUNK_BYTES]

@@ -10,6 +10,7 @@ import pytest
 
 import cloud_collector
 from cloud_collector.admission import Refused, admit
+from cloud_collector.caller import LOCAL
 from cloud_collector.config import Config, PlanEntry
 from edge_agg.contract import codec
 from edge_agg.contract.plan import parse_plan
@@ -73,7 +74,7 @@ def test_a_vetoed_window_is_released_without_values_or_charge(tmp_path: Path) ->
         for one in made:
             release = opened(one)
             assert (release.veto, release.charge, one.payload) == (reason, Charge(), b"")
-            assert admit(one.header, one.payload, lambda _: PLAN).release == release
+            assert admit(one.header, one.payload, lambda _: PLAN, LOCAL.sends_for).release == release
 
 
 @pytest.mark.parametrize("reason", Veto)
@@ -81,10 +82,10 @@ def test_every_rule_is_admitted_and_only_with_its_status(tmp_path: Path, reason:
     """Guarantee: any rule is taken; one beside another status is malformed (mutant: a veto on a lost window)."""
     vetoed = opened(weeks_of(tmp_path, "node", "[plans]\nallowed = []", weeks=1)[0])
     fits = codec.seal(replace(vetoed, veto=reason), b"")
-    assert admit(fits.header, b"", lambda _: PLAN).release.veto is reason
+    assert admit(fits.header, b"", lambda _: PLAN, LOCAL.sends_for).release.veto is reason
     lost = codec.seal(replace(vetoed, veto=reason, status=Status.LOST), b"")
     with pytest.raises(Refused) as refused:
-        admit(lost.header, b"", lambda _: PLAN)
+        admit(lost.header, b"", lambda _: PLAN, LOCAL.sends_for)
     assert refused.value.refusal is Refusal.MALFORMED
 
 

@@ -54,4 +54,8 @@ def test_wire_codes_are_unique_and_stable() -> None:
         "identity_mismatch",
         "conflict",
         "fenced",
+        "unauthenticated",
+        "revoked",
+        "forbidden",
+        "enrollment_refused",
     ]

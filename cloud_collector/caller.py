@@ -1,0 +1,59 @@
+"""Who makes a call, and what that lets them do.
+
+Place: the gate works it out once a call; admission and the query room ask it.
+Invariants: pure; a caller is of one tenant, but for the local one, and never widens after it was made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_agg.contract.spiffe import SpiffeId
+
+
+class Kind(StrEnum):
+    """What a caller is."""
+
+    LOCAL = "local"
+    """A process on this machine, where the collector listens on loopback without TLS."""
+    AGENT = "agent"
+    ANALYST = "analyst"
+    STRANGER = "stranger"
+    """Somebody over TLS with neither certificate nor token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Somebody who makes a call."""
+
+    kind: Kind
+    tenant: str | None = None
+    """Whose agent or analyst this is; the local one and strangers belong to nobody."""
+    name: str = ""
+    plans: frozenset[str] | None = None
+    """The names of the plans an analyst may ask about; all of the tenant's if None."""
+    serial: int | None = None
+    """Of the certificate, if there was one."""
+
+    @classmethod
+    def of(cls, spiffe_id: SpiffeId, *, serial: int) -> Caller:
+        """The caller that a certificate names."""
+        kind = Kind.ANALYST if spiffe_id.analyst else Kind.AGENT
+        return cls(kind=kind, tenant=spiffe_id.tenant, name=spiffe_id.name, serial=serial)
+
+    def sends_for(self, tenant: str, agent: str) -> bool:
+        """Whether a release that claims this tenant and agent may be theirs."""
+        return self.kind is Kind.LOCAL or (self.kind, self.tenant, self.name) == (Kind.AGENT, tenant, agent)
+
+    def may_ask(self, tenant: str, plan: str) -> bool:
+        """Whether a tenant's plan of this name is there, as far as they may know."""
+        if self.kind is Kind.LOCAL:
+            return True
+        return (self.kind, self.tenant) == (Kind.ANALYST, tenant) and (self.plans is None or plan in self.plans)
+
+
+LOCAL = Caller(kind=Kind.LOCAL)
+"""Whoever calls over loopback without TLS."""

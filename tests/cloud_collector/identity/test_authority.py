@@ -1,0 +1,241 @@
+"""The authority: what it signs, what it refuses, and what its folder gives away."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from cloud_collector.authority import certificate as make
+from cloud_collector.authority import index as room
+from cloud_collector.authority.folder import Authority
+from cloud_collector.authority.index import Index
+from cloud_collector.errors import ConfigInvalid, RequestInvalid
+from cloud_collector.secret import hashed
+from edge_agg.identity.credentials import identity_of
+from edge_agg.identity.request import Request
+from tests.cloud_collector.fleet import DOMAIN, LIFE, Fleet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOUR = timedelta(hours=1)
+
+
+def csr(key: Any = None, **claims: Any) -> bytes:
+    """A request that claims to be somebody else."""
+    key = make.new_key() if key is None else key
+    builder = x509.CertificateSigningRequestBuilder()
+    builder = builder.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "root")]))
+    names = [x509.UniformResourceIdentifier(f"spiffe://{DOMAIN}/globex/king")]
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return builder.sign(key, algorithm).public_bytes(serialization.Encoding.DER)
+
+
+def leaf(chain: bytes) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(chain)
+
+
+def test_a_token_says_whose_certificate_it_is(fleet: Fleet) -> None:
+    """Name, role and rights are the token's; of the request, only the key is used."""
+    with fleet.authority() as authority:
+        made = leaf(authority.enroll(authority.make_token("acme", "jfk", HOUR), csr()))
+    assert str(identity_of(made)) == f"spiffe://{DOMAIN}/acme/jfk"
+    assert made.subject.rfc4514_string() == "CN=jfk"
+    assert not made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    usage = made.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
+def check_single_use(folder: Path) -> None:
+    fleet, together = Fleet(folder), threading.Barrier(8)
+    with fleet.authority() as authority:
+        token = authority.make_token("acme", "jfk", HOUR)
+
+    def enroll(_: int) -> bool:
+        with fleet.authority() as authority:
+            together.wait(10)
+            try:
+                authority.enroll(token, csr())
+            except RequestInvalid:
+                return False
+            return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(enroll, range(8))) == 1
+    with fleet.authority() as authority:
+        assert sum(one.kind == "agent" for one in authority.certificates()) == 1
+
+
+@pytest.mark.slow
+def test_a_token_is_used_once_whoever_asks_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight processes' worth of connections, one certificate. Mutant: looked at first, marked later."""
+    (tmp_path / "real").mkdir()
+    check_single_use(tmp_path / "real")
+
+    def look(self: Index, secret: str, now: datetime) -> str:
+        rows = self._db.execute("SELECT subject FROM tokens WHERE hash = ?", (hashed(secret),)).fetchall()
+        return str(rows[0][0])
+
+    (tmp_path / "mutant").mkdir()
+    with monkeypatch.context() as mutant:
+        mutant.setattr(Index, "use_token", look)
+        with pytest.raises(AssertionError):
+            check_single_use(tmp_path / "mutant")
+
+
+def test_a_token_ends_and_others_open_nothing(fleet: Fleet) -> None:
+    """Old, unknown and empty ones alike; what went wrong is not told apart."""
+    with fleet.authority(now=lambda: datetime.now(UTC) - 2 * HOUR) as authority:
+        old = authority.make_token("acme", "jfk", HOUR)
+    texts = set()
+    with fleet.authority() as authority:
+        for token in (old, "eagg_unknown", ""):
+            with pytest.raises(RequestInvalid) as raised:
+                authority.enroll(token, csr())
+            texts.add(str(raised.value))
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda: b"",
+        lambda: b"\x30" * 100,
+        lambda: b"\x00" * (make.MAX_CSR_BYTES + 1),
+        lambda: csr()[:-1] + b"\x00",
+        lambda: csr(ec.generate_private_key(ec.SECP384R1())),
+        lambda: csr(ed25519.Ed25519PrivateKey.generate()),
+    ],
+    ids=["empty", "junk", "long", "unsigned", "another curve", "another kind"],
+)
+def test_a_request_that_is_no_good_spends_no_token(fleet: Fleet, request_of: Any) -> None:
+    """Its sender must hold a P-256 key; a device that erred may try again."""
+    with fleet.authority() as authority:
+        token = authority.make_token("acme", "jfk", HOUR)
+        with pytest.raises(RequestInvalid):
+            authority.enroll(token, request_of())
+        authority.enroll(token, csr())
+
+
+def test_the_token_is_not_in_the_folder(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads the index enrolls nothing; mutant: stored as it is."""
+
+    def kept() -> bool:
+        with fleet.authority() as authority:
+            token = authority.make_token("acme", "jfk", HOUR)
+            return any(token.encode() in path.read_bytes() for path in fleet.pki.iterdir())
+
+    assert not kept()
+    monkeypatch.setattr(room, "hashed", str.encode)
+    assert kept()
+
+
+def test_keys_are_for_their_owner_alone(fleet: Fleet) -> None:
+    """0600, and nothing of them in any other file."""
+    for name in ("root.key", "issuer.key", "index.sqlite"):
+        assert (fleet.pki / name).stat().st_mode & 0o777 == 0o600
+    assert fleet.pki.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_issuer_is_bound_and_the_root_may_leave(fleet: Fleet) -> None:
+    """It signs leaves alone, ids of one domain alone; without the root's key everything goes on but a new issuer."""
+    issuer = leaf((fleet.pki / "issuer.pem").read_bytes())
+    assert issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
+    within = issuer.extensions.get_extension_for_class(x509.NameConstraints).value
+    assert within.permitted_subtrees == [x509.UniformResourceIdentifier(DOMAIN)]
+    (fleet.pki / "root.key").rename(fleet.folder / "safe.key")
+    fleet.holder("acme", "jfk")
+    with fleet.authority() as authority:
+        with pytest.raises(ConfigInvalid, match=r"root\.key"):
+            authority.renew_issuer()
+        (fleet.folder / "safe.key").rename(fleet.pki / "root.key")
+        authority.renew_issuer()
+    assert leaf((fleet.pki / "issuer.pem").read_bytes()).serial_number != issuer.serial_number
+
+
+def test_nothing_outlives_its_issuer(fleet: Fleet) -> None:
+    """A chain ends when its first certificate does, so a leaf says so itself."""
+    issuer = leaf((fleet.pki / "issuer.pem").read_bytes())
+    late = fleet.holder("acme", "jfk", now=lambda: issuer.not_valid_after_utc - HOUR)
+    assert leaf(late.chain).not_valid_after_utc == issuer.not_valid_after_utc
+
+
+def test_serials_are_random_and_on_record(fleet: Fleet) -> None:
+    """Every certificate is in the index before anybody has it."""
+    serials = {leaf(fleet.holder("acme", f"a{n}").chain).serial_number for n in range(8)}
+    assert len({one >> 100 for one in serials}) == 8
+    with fleet.authority() as authority:
+        assert serials <= {one.serial for one in authority.certificates()}
+
+
+def test_a_renewal_is_for_the_same_identity_and_never_after_a_revocation(fleet: Fleet) -> None:
+    """Whose it is stands on record; who was revoked, by serial or by identity, renews nothing more."""
+    first = leaf(fleet.holder("acme", "jfk").chain)
+    with fleet.authority() as authority:
+        second = leaf(authority.renew(first.serial_number, csr()))
+        assert identity_of(second) == identity_of(first)
+        assert {one.serial for one in authority.revoke(subject=f"spiffe://{DOMAIN}/acme/jfk")} == {
+            first.serial_number,
+            second.serial_number,
+        }
+        for one in (first, second):
+            with pytest.raises(RequestInvalid):
+                authority.renew(one.serial_number, csr())
+        assert authority.revoke(serial=first.serial_number) == []
+        with pytest.raises(RequestInvalid):
+            authority.renew(12345, csr())
+    denied = (fleet.pki / "denied.txt").read_text()
+    assert all(f"serial:{one.serial_number:x}" in denied for one in (first, second))
+
+
+def test_a_servers_certificate_is_renewed_by_hand_alone(fleet: Fleet) -> None:
+    """With the same hosts and as long; a caller cannot renew it over the wire."""
+    out = fleet.hand_out("server", fleet.server())
+    before = leaf((out / "cert.pem").read_bytes())
+    with fleet.authority() as authority:
+        with pytest.raises(RequestInvalid, match="server"):
+            authority.renew(before.serial_number, csr())
+        authority.renew_in(out)
+    after = leaf((out / "cert.pem").read_bytes())
+    names = [one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value for one in (before, after)]
+    assert names[0] == names[1]
+    assert make.public_der(before.public_key()) != make.public_der(after.public_key())
+    assert (out / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_folder_holds_one_authority(fleet: Fleet) -> None:
+    """A second `init` would make every device's certificate worthless."""
+    with pytest.raises(ConfigInvalid, match="already"):
+        Authority.init(fleet.pki, DOMAIN, now=datetime.now(UTC))
+    with pytest.raises(ConfigInvalid, match="no authority"), Authority.opened(fleet.folder):
+        pass
+
+
+@pytest.mark.parametrize(("tenant", "name"), [("acme", "a/b"), ("acme", ".."), ("", "a"), ("acme", "é")])
+def test_a_name_that_is_none_gets_nothing(fleet: Fleet, tenant: str, name: str) -> None:
+    """Neither a token nor a certificate."""
+    with fleet.authority() as authority:
+        with pytest.raises(RequestInvalid):
+            authority.make_token(tenant, name, HOUR)
+        with pytest.raises(RequestInvalid):
+            authority.id_of(tenant, name)
+
+
+def test_a_key_that_is_held_proves_nothing_for_another(fleet: Fleet) -> None:
+    """The agent checks that what came back is over its own key."""
+    with fleet.authority() as authority:
+        chain = authority.issue_client(authority.id_of("acme", "jfk"), make.new_key().public_key(), LIFE)
+    from edge_agg.errors import EnrollmentFailed
+
+    with pytest.raises(EnrollmentFailed, match="key"):
+        Request().check(chain, fleet.anchors)

@@ -1,0 +1,165 @@
+"""The commands about who may call: a small fleet is set up by typing them, and a secret is shown once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography import x509
+
+from cloud_collector import client
+from cloud_collector.__main__ import cli
+from cloud_collector.config import load
+from cloud_collector.errors import AccessDenied, ConfigInvalid
+from edge_agg.identity.credentials import identity_of
+from tests.cloud_collector.front import PLAN_TEXT, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = """
+[collector]
+listen = "127.0.0.1:0"
+data = "data"
+
+[tls]
+cert_file = "server/cert.pem"
+key_file = "server/key.pem"
+ca_file = "pki/root.pem"
+denied_file = "pki/denied.txt"
+trust_domain = "fleet.example"
+listen_open = "127.0.0.1:0"
+authority = "pki"
+
+[[plan]]
+path = "flights.toml"
+nodes = ["jfk"]
+tenant = "acme"
+"""
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def ok(*words: object) -> str:
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """What the page for operators says to type."""
+    (tmp_path / "flights.toml").write_text(PLAN_TEXT)
+    (tmp_path / "collector.toml").write_text(CONFIG)
+    printed = ok("ca", "init", tmp_path / "pki", "--trust-domain", "fleet.example")
+    assert "sha256 of the root: " in printed
+    ok("ca", "issue", tmp_path / "pki", "--server", "127.0.0.1", "--out", tmp_path / "server")
+    return tmp_path
+
+
+def serial(folder: Path) -> int:
+    return x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes()).serial_number
+
+
+def test_a_token_is_issued_used_listed_and_revoked(home: Path) -> None:
+    """The secret is in what `issue` prints and in nothing else."""
+    config = home / "collector.toml"
+    given = run("token", "issue", "ann", "--tenant", "acme", "--plan", "flights", "--config", config)
+    assert given.exit_code == 0, given.output
+    secret, token_id = given.stdout.strip(), given.stderr.split()[3].rstrip(";")
+    listed = ok("token", "list", "--config", config)
+    assert token_id in listed
+    assert secret not in listed
+    assert "flights" in listed
+    with running(load(config)) as address:
+        assert address
+    assert "revoked" in ok("token", "revoke", token_id, "--config", config)
+    assert "no such token" in ok("token", "revoke", token_id, "--config", config)
+    assert "revoked" in ok("token", "list", "--config", config)
+
+
+def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
+    """`ca issue --analyst` is all it takes; `ca renew --in` makes another key; `ca revoke` ends both."""
+    ok("ca", "issue", home / "pki", "--analyst", "ann", "--tenant", "acme", "--out", home / "ann")
+    ann = home / "ann"
+    first = serial(ann)
+
+    def ask(address: str) -> list[str]:
+        with client.connect(address, ca=ann / "ca.pem", cert=ann / "cert.pem", key=ann / "key.pem") as c:
+            return c.plans()["plan"].unique().to_list()
+
+    with running(load(home / "collector.toml")) as address:
+        assert ask(address) == ["flights"]
+        ok("ca", "renew", home / "pki", "--in", ann)
+        assert serial(ann) != first
+        assert ask(address) == ["flights"]
+        identity = identity_of(x509.load_pem_x509_certificate((ann / "cert.pem").read_bytes()))
+        denied = ok("ca", "revoke", home / "pki", identity)
+        assert denied.count("denied ") == 2
+        with pytest.raises(AccessDenied, match="revoked"):
+            ask(address)
+    assert ok("ca", "list", home / "pki").count("revoked") == 2
+    assert "nothing" in ok("ca", "revoke", home / "pki", f"{first:x}")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["ca", "init", "pki", "--trust-domain", "fleet.example"], 3),
+        (["ca", "init", "new", "--trust-domain", "Not A Domain"], 3),
+        (["ca", "issue", "pki", "--out", "x"], 2),
+        (["ca", "issue", "pki", "--agent", "a", "--analyst", "b", "--out", "x"], 2),
+        (["ca", "issue", "pki", "--agent", "a/b", "--out", "x"], 3),
+        (["ca", "issue", "nothing", "--agent", "a", "--out", "x"], 3),
+        (["ca", "renew", "pki"], 2),
+        (["ca", "renew", "pki", "--root", "--issuer"], 2),
+        (["ca", "revoke", "pki", "xyz"], 2),
+        (["ca", "token", "pki", "--agent", ".."], 3),
+        (["token", "issue", "a b", "--config", "collector.toml"], 3),
+    ],
+)
+def test_what_is_wrong_is_said_by_its_code(
+    home: Path, words: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, no traceback, and nothing is written."""
+    monkeypatch.chdir(home)
+    done = run(*words)
+    assert done.exit_code == code, done.output
+    assert not (home / "x").exists()
+    assert not (home / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [
+        ('"server/key.pem"', '"server/none.pem"', "$.tls.key_file: "),
+        ('"pki/denied.txt"', '"pki/none.txt"', "$.tls.denied_file: "),
+        ('"fleet.example"', '"Fleet Example"', "$.tls.trust_domain: "),
+        ('listen_open = "127.0.0.1:0"', 'listen_open = "8816"', "$.tls.listen_open: "),
+        ('authority = "pki"', 'authority = "server"', "$.tls.authority: "),
+        ('authority = "pki"', 'max_connection_age = "0s"', "$.tls.max_connection_age: "),
+        ('authority = "pki"', 'ca_path = "x"', "$.tls: "),
+        ('tenant = "acme"', 'tenant = "../acme"', "$.plan[0].tenant: "),
+        ('cert_file = "server/cert.pem"\n', "", "$.tls: "),
+    ],
+)
+def test_a_wrong_field_of_tls_is_refused_by_its_path(home: Path, old: str, new: str, path: str) -> None:
+    """As every other field is."""
+    assert old in CONFIG
+    (home / "collector.toml").write_text(CONFIG.replace(old, new))
+    with pytest.raises(ConfigInvalid) as caught:
+        load(home / "collector.toml")
+    assert str(caught.value).startswith(path)
+
+
+def test_with_tls_every_address_may_be_listened_on(home: Path) -> None:
+    """Without it, the same address is refused."""
+    text = CONFIG.replace('listen = "127.0.0.1:0"\ndata', 'listen = "0.0.0.0:8815"\ndata')
+    (home / "collector.toml").write_text(text)
+    assert load(home / "collector.toml").listen == "0.0.0.0:8815"
+    (home / "collector.toml").write_text(text[: text.index("[tls]")])
+    with pytest.raises(ConfigInvalid, match=r"^\$\.collector\.listen: without \[tls\]"):
+        load(home / "collector.toml")

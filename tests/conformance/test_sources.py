@@ -191,8 +191,7 @@ def test_a_stop_ends_the_source_soon(harness: Harness, run: Callable[..., None])
         for first in (0, 10):
             inlet, stop = FakeInlet(), asyncio.Event()
             task = asyncio.create_task(harness.source().deliver(inlet, stop, drain=False))
-            if first == 0 or not harness.keeps:
-                await _feed(harness, make_rows(10, first=first))
+            await _feed(harness, make_rows(10, first=first))
             await inlet.wait_rows(10)
             stop.set()
             async with asyncio.timeout(SOON_S):

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_agg.ceilings import give_back
 from edge_agg.clock import wait_first
 from edge_agg.contract.grid import window_of
 from edge_agg.errors import JournalFull
@@ -273,6 +274,8 @@ class Agent:
                     self._positions = []
                     self.uplink.wake()
                     await asyncio.sleep(0)
+                if due:
+                    give_back()
                 if self._positions and not due:
                     self._note_positions()
             except JournalFull:

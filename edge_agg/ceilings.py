@@ -16,6 +16,7 @@ from typing import Literal
 import pyarrow as pa
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_M_ARENA_MAX = -8
 _FULL = 0.9
 """The part of the memory limit at which intake stops: what is in flight and a window that closes need some too."""
 WAITING_SHARE = 16
@@ -45,7 +46,7 @@ class Ceilings:
             return "disk"
         if resident_bytes() <= self.memory_bytes * _FULL:
             return None
-        _give_back()
+        give_back()
         return "memory" if resident_bytes() > self.memory_bytes * _FULL else None
 
     @property
@@ -73,9 +74,19 @@ def _folder_bytes(folder: Path) -> int:
     return size
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return to the system what the allocators hold and do not use."""
     pa.default_memory_pool().release_unused()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
     if trim is not None:
         trim(0)
+
+
+def use_few_arenas() -> None:
+    """Let threads share the C library's heaps, as a process should that lives for years: each keeps what it was given.
+
+    By default every thread may get a heap of its own, up to eight a core.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(_M_ARENA_MAX, 2)

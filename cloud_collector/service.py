@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 import grpc
 
+from cloud_collector import metrics, tracing
 from cloud_collector.admission import Refused, admit
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.gate import caller, fail, refuse
 from cloud_collector.landing import Verdict
-from cloud_collector.telemetry import Event, emit
+from cloud_collector.telemetry import Event, begin_request, emit
 from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.v1 import collector_pb2, query_pb2
 from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceServicer
@@ -90,11 +91,13 @@ class Door:
     @asynccontextmanager
     async def opened(self, method: str, context: Context) -> AsyncIterator[None]:
         """Let one call in and map whatever it raises; the body must not abort the context itself."""
+        begin_request()
         if self._in_work >= self._max_calls:
             await refuse(method, context, Refusal.OVERLOADED)
         self._in_work += 1
         try:
-            yield
+            with metrics.timed_call(method), tracing.span(method):
+                yield
         except QuestionInvalid as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except PlanUnknown as error:
@@ -152,7 +155,8 @@ class CollectorService(CollectorServiceServicer):
     ) -> collector_pb2.PushReleasesResponse:
         admitted = [one for one in judged if not isinstance(one, Refusal)]
         landed = [(one.release, one.sealed) for one in admitted]
-        verdicts = iter(await self._landing.land(landed) if landed else [])
+        with metrics.waiting(len(landed)):
+            verdicts = iter(await self._landing.land(landed) if landed else [])
         receipts = []
         for sent, one in zip(batch, judged, strict=True):
             if isinstance(one, Refusal):

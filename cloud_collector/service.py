@@ -26,6 +26,7 @@ from cloud_collector import metrics, tracing
 from cloud_collector.admission import Refused, admit
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.gate import caller, fail, refuse
+from cloud_collector.groups import Groups
 from cloud_collector.landing import Verdict
 from cloud_collector.telemetry import Event, begin_request, emit
 from edge_agg.contract.refusal import Refusal
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from cloud_collector.admission import Admitted
     from cloud_collector.caller import Caller
-    from cloud_collector.landing import Landing
+    from cloud_collector.groups import Lands
     from cloud_collector.plans import PlanRegistry, RegisteredPlan
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.v1.release_pb2 import SealedRelease
@@ -118,8 +119,8 @@ class Door:
 class CollectorService(CollectorServiceServicer):
     """Takes batches of releases."""
 
-    def __init__(self, landing: Landing, lookup: Lookup, *, door: Door, max_batch: int) -> None:
-        self._landing = landing
+    def __init__(self, landing: Lands, lookup: Lookup, *, door: Door, max_batch: int) -> None:
+        self._groups = Groups(landing)
         self._lookup = lookup
         self._door = door
         self._max_batch = max_batch
@@ -156,7 +157,7 @@ class CollectorService(CollectorServiceServicer):
         admitted = [one for one in judged if not isinstance(one, Refusal)]
         landed = [(one.release, one.sealed) for one in admitted]
         with metrics.waiting(len(landed)):
-            verdicts = iter(await self._landing.land(landed) if landed else [])
+            verdicts = iter(await self._groups.land(landed) if landed else [])
         receipts = []
         for sent, one in zip(batch, judged, strict=True):
             if isinstance(one, Refusal):

@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup bench-privacy bench-peers demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
+.PHONY: help setup bench-privacy bench-peers bench-collector demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
 
 help: ## what there is to type
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ bench-peers: setup ## the same questions to other systems, each in its own envir
 	$(BIN)/python -m benchmarks.privacy.environments
 	$(BIN)/python -m benchmarks.privacy --peers --missing
 	$(BIN)/python -m benchmarks.privacy.page
+
+bench-collector: setup ## the collector under load, over TLS, beside an ack-only server; a line a bar; half an hour
+	$(BIN)/python -m benchmarks.collector
 
 demo: setup ## the main job on real flights: three agents, a collector, a table, a chart
 	DEMO_PORT=$(DEMO_PORT) $(BIN)/python -m examples.flights.demo

@@ -108,6 +108,15 @@ class Agent:
         self._hashes = [hashlib.sha256(payload).digest() for payload in self.payloads]
         self._template = release_pb2.ReleaseHeader.FromString(codec.seal(release, self.payloads[0]).header)
 
+    @property
+    def head(self) -> str:
+        """The hash of the last summary, in hex."""
+        return self._head.hex()
+
+    def resume(self, sent: int, head: str) -> None:
+        """Go on where an earlier run of this agent ended."""
+        self.sent, self._head = sent, bytes.fromhex(head)
+
     def seal(self) -> Sealed:
         """The next summary; cheap, because it shares a machine with what it measures."""
         header, at = self._template, self.sent % len(self.payloads)

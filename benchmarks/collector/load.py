@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from edge_agg.contract.v1 import collector_pb2
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+HEADS = "heads.json"
+"""Where the agents' chains go on in the next run."""
 PUSH = "/edge_agg.contract.v1.CollectorService/PushReleases"
 
 
@@ -122,7 +125,6 @@ def main() -> None:
     parser.add_argument("address")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--agents", nargs="+", required=True)
-    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=0.0)
@@ -132,10 +134,16 @@ def main() -> None:
 
     async def go() -> dict[str, float]:
         agents = [Agent(name, made) for name in given.agents]
+        heads: dict[str, tuple[int, str]] = {}
+        with suppress(FileNotFoundError):
+            heads = json.loads((given.folder / HEADS).read_text())
         for agent in agents:
-            agent.sent = given.first
+            agent.resume(*heads.get(agent.name, (0, "")))
         pushers = [Pusher(agent, given.address, given.folder, given.batch) for agent in agents]
-        return await run(pushers, seconds=given.seconds, rate=given.rate, lanes=given.lanes)
+        said = await run(pushers, seconds=given.seconds, rate=given.rate, lanes=given.lanes)
+        heads.update({agent.name: (agent.sent, agent.head) for agent in agents})
+        (given.folder / HEADS).write_text(json.dumps(heads))
+        return said
 
     print(json.dumps(asyncio.run(go())))
 

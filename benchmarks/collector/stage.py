@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -99,15 +98,14 @@ def running(*command: str, errors: Path) -> Iterator[Running]:
         process = subprocess.Popen(
             [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=log, text=True, cwd=Path.cwd()
         )
+        assert process.stdout is not None, "it is a pipe"
         try:
-            assert process.stdout is not None, "it is a pipe"
             said = {}
             for line in process.stdout:
                 what, _, address = line.strip().partition(" on ")
                 said[what] = address
                 if what == "listening":
                     break
-            threading.Thread(target=process.stdout.read, daemon=True).start()
             yield Running(process, said["listening"], said.get("monitored", ""))
         finally:
             process.send_signal(signal.SIGTERM)
@@ -116,6 +114,8 @@ def running(*command: str, errors: Path) -> Iterator[Running]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            finally:
+                process.stdout.close()
 
 
 def load(server: Running, folder: Path, *options: str, agents: Sequence[str] = AGENTS) -> dict[str, float]:

@@ -17,7 +17,7 @@ import asyncio
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 import grpc
@@ -61,7 +61,7 @@ Ts = TypeVarTuple("Ts")
 
 CHUNK_BYTES = 256 * 1024
 """An answer is cut into pieces of this size."""
-_INLINE_BYTES = 16 * 1024  # below it, handing a batch to a thread costs more than admitting it
+_INLINE_BYTES = 256 * 1024  # a few milliseconds of work; below it, a thread costs more than it frees
 
 _REFUSED = collector_pb2.OUTCOME_REFUSED
 _RECEIPTS = {
@@ -143,9 +143,9 @@ class CollectorService(CollectorServiceServicer):
 
     def _admit_now(self, batch: Sequence[SealedRelease], sender: Caller) -> list[Admitted | Refusal]:
         judged: list[Admitted | Refusal] = []
+        lookup = cache(partial(self._lookup, tenant=sender.tenant))  # a batch is mostly of one plan: look once
         for one in batch:
             try:
-                lookup = partial(self._lookup, tenant=sender.tenant)
                 judged.append(admit(one.header, one.payload, lookup, sender.sends_for))
             except Refused as error:
                 judged.append(error.refusal)
@@ -167,7 +167,7 @@ class CollectorService(CollectorServiceServicer):
                 about = {"agent": one.release.agent}
             if code:
                 emit(Event.RELEASE_REFUSED, refusal=code, **about)
-            digest = hashlib.sha256(sent.header).digest()
+            digest = hashlib.sha256(sent.header).digest() if isinstance(one, Refusal) else one.sealed.hash
             receipts.append(collector_pb2.Receipt(release_hash=digest, outcome=outcome, refusal=code))
         return collector_pb2.PushReleasesResponse(receipts=receipts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,8 @@ def written(schema: pa.Schema, *batches: pa.RecordBatch, **options: object) -> b
     with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    stream: bytes = sink.getvalue().to_pybytes()
+    return stream
 
 
 def _of_columns(maker: Maker, kind: pa.DataType, *, rows: int | None = None) -> bytes:
@@ -184,7 +185,7 @@ RELEASES: dict[str, tuple[Callable[[Maker], Crafted], Refusal]] = {
 """Headers, and payloads that are not theirs."""
 
 
-def _crafted(maker: Maker, **changes: object) -> Crafted:
+def _crafted(maker: Maker, **changes: Any) -> Crafted:
     sealed = maker.make(**changes).sealed
     return sealed.header, sealed.payload
 

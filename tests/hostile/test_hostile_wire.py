@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -58,9 +58,11 @@ def honest(server: Running, home: Path, agent: Agent) -> float:
     with grpc.secure_channel(server.address, credentials, options) as channel:
         while True:
             try:
-                answer = channel.unary_unary(PUSH)(message, timeout=20)
+                push: Any = channel.unary_unary(PUSH)
+                answer = push(message, timeout=20)
             except grpc.RpcError as error:
-                trailing = dict(error.trailing_metadata() or ())
+                metadata: Any = error.trailing_metadata() or ()
+                trailing = dict(metadata)
                 if "grpc-retry-pushback-ms" not in trailing:
                     raise
                 time.sleep(int(trailing["grpc-retry-pushback-ms"]) / 1000)

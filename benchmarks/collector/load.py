@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ class Pusher:
         self.agent, self.batch = agent, batch
         self.latencies: list[float] = []
         self.accepted = self.overloaded = self.failed = 0
+        self.failures: Counter[str] = Counter()
         home = folder / agent.name
         credentials = grpc.ssl_channel_credentials(
             (folder / "ca.pem").read_bytes(), (home / "key.pem").read_bytes(), (home / "cert.pem").read_bytes()
@@ -57,8 +59,11 @@ class Pusher:
             except grpc.aio.AioRpcError as error:
                 trailing = dict(error.trailing_metadata() or ())
                 pushback = trailing.get("grpc-retry-pushback-ms")
+                if error.code() is grpc.StatusCode.UNAVAILABLE:  # gRPC's own refusal of a stream: an agent retries
+                    pushback = "200"
                 if pushback is None:
                     self.failed += self.batch
+                    self.failures[error.code().name] += 1
                     return
                 self.overloaded += 1
                 await asyncio.sleep(int(pushback) / 1000)
@@ -66,6 +71,7 @@ class Pusher:
             taken = sum(receipt.outcome == collector_pb2.OUTCOME_ACCEPTED for receipt in answer.receipts)
             self.accepted += taken
             self.failed += len(answer.receipts) - taken
+            self.failures.update(receipt.refusal for receipt in answer.receipts if receipt.refusal)
             return
 
     async def keep_pushing(self, until: float) -> None:
@@ -101,6 +107,7 @@ async def run(pushers: Sequence[Pusher], *, seconds: float, rate: float, lanes: 
         "p99_ms": latencies[min(len(latencies) - 1, int(len(latencies) * 0.99))] * 1000,
         "max_ms": latencies[-1] * 1000,
         "generator_cpu_s": time.process_time() - cpu,
+        **{f"failed_{name}": n for p in pushers for name, n in p.failures.items()},
         "sent": max(pusher.agent.sent for pusher in pushers),
     }
 

@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup bench-privacy bench-peers bench-agent soak fuzz tools demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
+.PHONY: help setup bench-privacy bench-peers bench-agent bench-collector soak fuzz tools demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
 
 help: ## what there is to type
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ fuzz: setup ## coverage-guided fuzzing of decode and the readers, five minutes a
 
 tools: ## what tests need besides Python: a Mosquitto broker from Debian, unpacked under .tools/
 	sh tests/conformance/mosquitto.sh
+
+bench-collector: setup ## the collector under load, over TLS, beside an ack-only server; a line a bar; half an hour
+	$(BIN)/python -m benchmarks.collector
 
 demo: setup ## the main job on real flights: three agents, a collector, a table, a chart
 	DEMO_PORT=$(DEMO_PORT) $(BIN)/python -m examples.flights.demo

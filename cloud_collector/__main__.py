@@ -38,11 +38,23 @@ def serve(config: Path) -> None:
     import asyncio
 
     from cloud_collector import config as settings
-    from cloud_collector import server, telemetry
+    from cloud_collector import figures, telemetry
 
     with coded():
         telemetry.configure(sys.stderr)
-        asyncio.run(server.serve(settings.load(config), ready=lambda address: click.echo(f"listening on {address}")))
+        loaded = settings.load(config)
+        if loaded.workers > 1:  # before the library that keeps figures is imported, by whichever module
+            figures.share(loaded.figures_path)
+        from cloud_collector import server, supervisor
+
+        run = supervisor.serve if loaded.workers > 1 else server.serve
+        asyncio.run(
+            run(
+                loaded,
+                ready=lambda address: click.echo(f"listening on {address}"),
+                monitored=lambda address: click.echo(f"monitored on {address}"),
+            )
+        )
 
 
 @cli.group(epilog=CODES)

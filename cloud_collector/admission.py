@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cloud_collector.payload import Values, fits_rows, open_payload
+from cloud_collector.payload import Values, fits_rows, open_payload, shape_of
 from edge_agg.contract import codec
 from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.refusal import RULES, Refusal
 from edge_agg.contract.release import Release, Sealed, Status
-from edge_agg.contract.vectors import plan_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,14 +92,14 @@ def _fits_grid(release: Release, plan: Plan) -> bool:
 def _fits_shape(release: Release, plan: Plan) -> bool:
     if release.status is not Status.RELEASED:
         return release.rows == 0
-    expected = [(vector.name, plan.budget.mechanism) for vector in plan_vectors(plan)]
+    expected = [(name, plan.budget.mechanism) for name in shape_of(release.plan_hash, plan).vectors]
     specs = [(spec.name, spec.mechanism) for spec in release.vectors]
     return specs == expected and _fits_selection(release, plan) and fits_rows(release, plan)
 
 
 def _fits_selection(release: Release, plan: Plan) -> bool:
     """Whether keys were selected as the plan declares, or not at all where it does not discover any."""
-    selection, partition = release.selection, plan.discovered
+    selection, partition = release.selection, shape_of(release.plan_hash, plan).key
     if selection is None or partition is None or partition.discover is None:
         return selection is None and partition is None
     claimed = (selection.partition, selection.mechanism)

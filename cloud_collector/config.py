@@ -20,6 +20,9 @@ from edge_agg.contract.spiffe import is_domain, is_name
 if TYPE_CHECKING:
     from pathlib import Path
 
+MAX_WORKERS = 64
+"""More processes than this only wait for each other's commits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanEntry:
@@ -74,6 +77,12 @@ class Config:
     """Releases in one request."""
     plans: tuple[PlanEntry, ...]
     """Registered at start."""
+    workers: int = 1
+    """Processes that take calls on the one address; with more than one, another seals and one looks after them."""
+    monitor: str | None = None
+    """`host:port` of the page for Prometheus and of liveness and readiness; nowhere if None."""
+    traces: str | None = None
+    """`http://host:port` of an OTLP collector that spans are sent to; nowhere if None."""
     tls: Tls | None = None
     """None: loopback only, and whoever calls may do everything."""
 
@@ -81,6 +90,16 @@ class Config:
     def landing_path(self) -> Path:
         """The landing's file."""
         return self.data / "landing.sqlite"
+
+    @property
+    def turns_path(self) -> Path:
+        """The file that whoever seals holds a lock on."""
+        return self.data / "sealer.lock"
+
+    @property
+    def figures_path(self) -> Path:
+        """The folder where several processes keep their figures."""
+        return self.data / "figures"
 
     @property
     def plans_path(self) -> Path:
@@ -106,6 +125,12 @@ class _Collector(_Strict, frozen=True, kw_only=True):
     listen: str = "127.0.0.1:8815"
     data: str = "data"
     seal_every: str = "2s"
+    workers: int = 1
+
+
+class _Monitor(_Strict, frozen=True, kw_only=True):
+    listen: str | None = None
+    traces: str | None = None
 
 
 class _Limits(_Strict, frozen=True, kw_only=True):
@@ -135,6 +160,7 @@ class _PlanEntry(_Strict, frozen=True, kw_only=True):
 class _File(_Strict, frozen=True, kw_only=True):
     collector: _Collector = _Collector()
     limits: _Limits = _Limits()
+    monitor: _Monitor = _Monitor()
     tls: _Tls | None = None
     plan: list[_PlanEntry] = []
 
@@ -159,6 +185,11 @@ def load(path: Path) -> Config:
     folder = path.resolve().parent
     _check_listen("$.collector.listen", file.collector.listen, tls=file.tls is not None)
     _check_limits(file.limits)
+    _require("$.collector.workers", 1 <= file.collector.workers <= MAX_WORKERS, f"must lie in 1 .. {MAX_WORKERS}")
+    if file.monitor.listen is not None:
+        _check_listen("$.monitor.listen", file.monitor.listen, tls=True)  # it shows nothing that must be hidden
+    if file.monitor.traces is not None:
+        _require("$.monitor.traces", file.monitor.traces.startswith(("http://", "https://")), "must be a URL")
     data = (folder / file.collector.data).resolve()
     _require("$.collector.data", "%" not in str(data), "the path holds a `%`, which the lake's library misreads")
     return Config(
@@ -169,6 +200,9 @@ def load(path: Path) -> Config:
         max_queued_releases=file.limits.max_queued_releases,
         max_batch=file.limits.max_batch,
         plans=tuple(_plan_entry(i, entry, folder) for i, entry in enumerate(file.plan)),
+        workers=file.collector.workers,
+        monitor=file.monitor.listen,
+        traces=file.monitor.traces,
         tls=None if file.tls is None else _tls(file.tls, folder),
     )
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cloud_collector.admission import Refused
 from cloud_collector.caller import LOCAL, Caller, Kind
 from cloud_collector.errors import StoreFailed
-from cloud_collector.telemetry import Event, emit
+from cloud_collector.telemetry import Event, begin_request, emit
 from edge_agg.contract.errors import IdentityInvalid
 from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
 from edge_agg.contract.spiffe import SpiffeId
@@ -157,6 +157,7 @@ class Gate(grpc.aio.ServerInterceptor):
         return None if handler is None else _guarded(handler, handler_call_details.method, self._enter)
 
     async def _enter(self, method: str, context: Context) -> None:
+        begin_request()
         try:
             found = self._identify(context)
             _check_allowed(method, found)
@@ -217,7 +218,7 @@ async def refuse(method: str, context: Context, refusal: Refusal) -> None:
 
 async def fail(method: str, context: Context, cause: str) -> None:
     """End a call that met something unforeseen: a random id for the log, and nothing else."""
-    request_id = secrets.token_hex(8)
+    request_id = begin_request()
     emit(Event.REQUEST_FAILED, method=method, request_id=request_id, cause=cause)
     rule = RULES[Refusal.INTERNAL]
     details = f"{rule.text} ({request_id})"

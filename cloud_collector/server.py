@@ -14,36 +14,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
+from cloud_collector import metrics, tracing
 from cloud_collector.denied import DenyList
 from cloud_collector.enrollment import EnrollmentService
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.gate import Gate, Identification, local
 from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
+from cloud_collector.listener import Services, listening
+from cloud_collector.monitor import Monitor
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.query import Query
 from cloud_collector.sealer import Sealer
+from cloud_collector.sealing import Turns, seal_until
 from cloud_collector.service import CollectorService, Door, QueryService
 from cloud_collector.telemetry import Event, emit
-from cloud_collector.tls import ServerFiles
 from cloud_collector.tokens import Tokens
-from edge_agg.contract.address import is_loopback
 from edge_agg.contract.errors import PlanInvalid
-from edge_agg.contract.v1 import collector_pb2, enrollment_pb2, query_pb2
-from edge_agg.contract.v1.collector_pb2_grpc import add_CollectorServiceServicer_to_server
-from edge_agg.contract.v1.enrollment_pb2_grpc import add_EnrollmentServiceServicer_to_server
-from edge_agg.contract.v1.query_pb2_grpc import add_QueryServiceServicer_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from cloud_collector.config import Config
     from cloud_collector.service import Lookup
@@ -51,35 +44,39 @@ if TYPE_CHECKING:
 
 MAX_PUSHES, MAX_QUESTIONS, MAX_ENROLLMENTS = 64, 16, 8
 """Calls of each kind in work at once; more are refused with a pushback."""
-GRACE_S = 10.0
-"""How long calls in work may take when the collector stops."""
-_SERVICES = (
-    collector_pb2.DESCRIPTOR.services_by_name["CollectorService"].full_name,
-    query_pb2.DESCRIPTOR.services_by_name["QueryService"].full_name,
-    enrollment_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name,
-)
+DISK_FAILED = "the disk did not keep what it was given: look at the disk, then start the collector again"
+"""What is said when a disk's failure ended a process."""
 
 
 async def serve(
-    config: Config, *, ready: Callable[[str], None] | None = None, stop: asyncio.Event | None = None
+    config: Config,
+    *,
+    ready: Callable[[str], None] | None = None,
+    stop: asyncio.Event | None = None,
+    monitored: Callable[[str], None] | None = None,
 ) -> None:
-    """Run a collector until it is told to stop.
+    """Run a collector in this process until it is told to stop: all of it, or one worker of several.
 
     Args:
-        config: what :func:`cloud_collector.config.load` read.
+        config: what :func:`cloud_collector.config.load` read. With several workers this is one of them: whoever looks
+            after them has registered the plans and chosen the port, seals, and answers those who watch.
         ready: is told the address that is listened on, with the port that was bound, once calls are taken.
         stop: ends the collector when set; SIGTERM and SIGINT do if there is none.
+        monitored: is told the address of the page for those who watch, if there is one.
 
     Raises:
         ConfigInvalid: a plan or the address does not work: fix what the text names.
         StoreFailed: the disk failed: look at it, then start again.
     """
-    ending = stop if stop is not None else _on_signals()
+    ending = stop if stop is not None else on_signals()
     broken = asyncio.Event()
-    registry = _registry(config)
+    alone = config.workers == 1
+    metrics.start()
+    tracing.start(config.traces)
+    registry = registry_of(config) if alone else PlanRegistry(config.plans_path)
     with contextlib.closing(Landing(config.landing_path, max_queued=config.max_queued_releases)) as landing:
         lake = Lake(config.lake_path)
-        sealer = Sealer(landing, lake, _plan_of(registry))
+        turns = Turns(Sealer(landing, lake, plan_of(registry)), config.turns_path)
 
         def note_failure() -> None:
             if (
@@ -94,31 +91,67 @@ async def serve(
             _gate(config) as gate,
         ):
             services = Services(
-                collector=CollectorService(landing, _plan_of(registry), door=pushes, max_batch=config.max_batch),
-                query=QueryService(registry, Query(registry, lake, sealer.seal).answer, door=questions),
+                collector=CollectorService(landing, plan_of(registry), door=pushes, max_batch=config.max_batch),
+                query=QueryService(registry, Query(registry, lake, turns.seal).answer, door=questions),
                 enrollment=_enrollment(config, enrollments),
             )
-            async with _listening(config, gate, services) as address:
+            up = asyncio.Event()
+            monitor = Monitor(lambda: up.is_set() and not ending.is_set() and not broken.is_set())
+            async with (
+                monitor.listening(config.monitor if alone else None) as watched,
+                listening(config, gate, services) as address,
+            ):
+                up.set()
                 emit(Event.COLLECTOR_STARTED, listen=address, plans=len(registry.list()))
+                if monitored is not None and watched is not None:
+                    monitored(watched)
                 if ready is not None:
                     ready(address)
                 waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
-                await _seal_until(waits, sealer, config.seal_every_s, note_failure)
-        if not broken.is_set():
-            await asyncio.to_thread(sealer.seal)
+                await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
+        if alone and not broken.is_set():
+            await asyncio.to_thread(turns.seal)
     emit(Event.COLLECTOR_STOPPED)
     if broken.is_set():
-        raise StoreFailed("the disk did not keep what it was given: look at it, then start the collector again")
+        raise StoreFailed(DISK_FAILED)
 
 
-def _on_signals() -> asyncio.Event:
+async def seal(config: Config, *, ready: Callable[[str], None], stop: asyncio.Event) -> None:
+    """Only seal, beside workers that take the calls, until told to stop; what waits then is sealed first.
+
+    Raises:
+        StoreFailed: the disk failed: look at it, then start again.
+    """
+    broken = asyncio.Event()
+    metrics.start()
+    tracing.start(config.traces)
+    with contextlib.closing(Landing(config.landing_path)) as landing:
+        lake = Lake(config.lake_path)
+        turns = Turns(Sealer(landing, lake, plan_of(PlanRegistry(config.plans_path))), config.turns_path)
+
+        def note_failure() -> None:
+            if landing.failed or lake.failed:
+                broken.set()
+
+        ready("")
+        waits = [asyncio.create_task(event.wait()) for event in (stop, broken)]
+        await seal_until(waits, turns.seal, config.seal_every_s, note_failure)
+        if not broken.is_set():
+            await asyncio.to_thread(turns.seal)
+    if broken.is_set():
+        raise StoreFailed(DISK_FAILED)
+
+
+def on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set from now on."""
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
     return ending
 
 
-def _registry(config: Config) -> PlanRegistry:
+def registry_of(config: Config) -> PlanRegistry:
+    """The registry, with the plans that the config names registered."""
     registry = PlanRegistry(config.plans_path)
     for entry in config.plans:
         try:
@@ -128,12 +161,14 @@ def _registry(config: Config) -> PlanRegistry:
     return registry
 
 
-def _plan_of(registry: PlanRegistry) -> Lookup:
-    def plan_of(plan_hash: PlanHash, *, tenant: str | None = None) -> Plan | None:
+def plan_of(registry: PlanRegistry) -> Lookup:
+    """How the rooms look plans up."""
+
+    def found(plan_hash: PlanHash, *, tenant: str | None = None) -> Plan | None:
         registered = registry.get(plan_hash, tenant)
         return None if registered is None else registered.plan
 
-    return plan_of
+    return found
 
 
 @contextlib.contextmanager
@@ -143,15 +178,6 @@ def _door(max_calls: int, store_failed: Callable[[], None]) -> Iterator[Door]:
         yield door
     finally:
         door.close()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
-    """What stands behind the gate."""
-
-    collector: CollectorService
-    query: QueryService
-    enrollment: EnrollmentService
 
 
 def _enrollment(config: Config, door: Door) -> EnrollmentService:
@@ -172,84 +198,3 @@ def _gate(config: Config) -> Iterator[Gate]:
     denied = DenyList(config.tls.denied_file)
     with contextlib.closing(Tokens(config.tokens_path)) as tokens:
         yield Gate(Identification(domain=config.tls.trust_domain, denied=denied, tokens=tokens, now=_now))
-
-
-@contextlib.asynccontextmanager
-async def _listening(config: Config, gate: Gate, services: Services) -> AsyncIterator[str]:
-    """Take calls while the body runs, then finish those in work; yields the address."""
-    server = grpc.aio.server(interceptors=[gate], options=_options(config))
-    add_CollectorServiceServicer_to_server(services.collector, server)
-    add_QueryServiceServicer_to_server(services.query, server)
-    add_EnrollmentServiceServicer_to_server(services.enrollment, server)
-    status = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    address = _bind(server, config)
-    await server.start()
-    for name in ("", *_SERVICES):
-        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
-    try:
-        yield address
-    finally:
-        await status.enter_graceful_shutdown()
-        await server.stop(GRACE_S)
-
-
-def _bind(server: grpc.aio.Server, config: Config) -> str:
-    """Take the config's addresses; where callers with certificates are listened to."""
-    if config.tls is None:
-        if not is_loopback(config.listen):
-            raise ConfigInvalid("$.collector.listen: without [tls], only a loopback address is listened on")
-        return _bound(config.listen, "$.collector.listen", server.add_insecure_port)
-    tls = config.tls
-    files = ServerFiles(cert_file=tls.cert_file, key_file=tls.key_file, ca_file=tls.ca_file)
-    if tls.listen_open is not None:
-        without = files.credentials(certificates=False)
-        at = _bound(tls.listen_open, "$.tls.listen_open", lambda at: server.add_secure_port(at, without))
-        emit(Event.DOOR_OPENED, listen=at)
-    shown = files.credentials(certificates=True)
-    return _bound(config.listen, "$.collector.listen", lambda at: server.add_secure_port(at, shown))
-
-
-def _bound(listen: str, field: str, bind: Callable[[str], int]) -> str:
-    try:
-        port = bind(listen)
-    except RuntimeError:
-        raise ConfigInvalid(f"{field}: the address is taken or is not this machine's") from None
-    return f"{listen.rpartition(':')[0]}:{port}"
-
-
-def _options(config: Config) -> list[tuple[str, int]]:
-    ages: list[tuple[str, int]] = []
-    if config.tls is not None:  # who was shut out by another CA, or asks for long, is out after both
-        ages = [
-            ("grpc.max_connection_age_ms", int(config.tls.max_connection_age_s * 1000)),
-            ("grpc.max_connection_age_grace_ms", int(config.tls.max_connection_grace_s * 1000)),
-        ]
-    return [
-        *ages,
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.max_concurrent_streams", 128),  # of one connection; the doors bound what is in work
-        ("grpc.so_reuseport", 0),  # a second collector on one port would split the agents' calls
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ]
-
-
-async def _seal_until(
-    waits: Sequence[asyncio.Task[Literal[True]]], sealer: Sealer, every_s: float, store_failed: Callable[[], None]
-) -> None:
-    """Seal at intervals until one of the waits is over: the collector is told to stop, or its disk fails."""
-    try:
-        while not any(wait.done() for wait in waits):
-            try:
-                await asyncio.to_thread(sealer.seal)
-            except StoreFailed:  # the sealer has said so; what was not moved is safe in the landing
-                store_failed()
-            except Exception as error:  # noqa: BLE001  # as above, but nobody has said so
-                emit(Event.SEAL_FAILED, cause=type(error).__name__)
-            await asyncio.wait(waits, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -17,16 +17,18 @@ import asyncio
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 import grpc
 
+from cloud_collector import metrics, tracing
 from cloud_collector.admission import Refused, admit
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.gate import caller, fail, refuse
+from cloud_collector.groups import Groups
 from cloud_collector.landing import Verdict
-from cloud_collector.telemetry import Event, emit
+from cloud_collector.telemetry import Event, begin_request, emit
 from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.v1 import collector_pb2, query_pb2
 from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceServicer
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     from cloud_collector.admission import Admitted
     from cloud_collector.caller import Caller
-    from cloud_collector.landing import Landing
+    from cloud_collector.groups import Lands
     from cloud_collector.plans import PlanRegistry, RegisteredPlan
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.v1.release_pb2 import SealedRelease
@@ -59,7 +61,7 @@ Ts = TypeVarTuple("Ts")
 
 CHUNK_BYTES = 256 * 1024
 """An answer is cut into pieces of this size."""
-_INLINE_BYTES = 16 * 1024  # below it, handing a batch to a thread costs more than admitting it
+_INLINE_BYTES = 256 * 1024  # a few milliseconds of work; below it, a thread costs more than it frees
 
 _REFUSED = collector_pb2.OUTCOME_REFUSED
 _RECEIPTS = {
@@ -90,11 +92,13 @@ class Door:
     @asynccontextmanager
     async def opened(self, method: str, context: Context) -> AsyncIterator[None]:
         """Let one call in and map whatever it raises; the body must not abort the context itself."""
+        begin_request()
         if self._in_work >= self._max_calls:
             await refuse(method, context, Refusal.OVERLOADED)
         self._in_work += 1
         try:
-            yield
+            with metrics.timed_call(method), tracing.span(method):
+                yield
         except QuestionInvalid as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except PlanUnknown as error:
@@ -115,8 +119,8 @@ class Door:
 class CollectorService(CollectorServiceServicer):
     """Takes batches of releases."""
 
-    def __init__(self, landing: Landing, lookup: Lookup, *, door: Door, max_batch: int) -> None:
-        self._landing = landing
+    def __init__(self, landing: Lands, lookup: Lookup, *, door: Door, max_batch: int) -> None:
+        self._groups = Groups(landing)
         self._lookup = lookup
         self._door = door
         self._max_batch = max_batch
@@ -139,9 +143,9 @@ class CollectorService(CollectorServiceServicer):
 
     def _admit_now(self, batch: Sequence[SealedRelease], sender: Caller) -> list[Admitted | Refusal]:
         judged: list[Admitted | Refusal] = []
+        lookup = cache(partial(self._lookup, tenant=sender.tenant))  # a batch is mostly of one plan: look once
         for one in batch:
             try:
-                lookup = partial(self._lookup, tenant=sender.tenant)
                 judged.append(admit(one.header, one.payload, lookup, sender.sends_for))
             except Refused as error:
                 judged.append(error.refusal)
@@ -152,7 +156,8 @@ class CollectorService(CollectorServiceServicer):
     ) -> collector_pb2.PushReleasesResponse:
         admitted = [one for one in judged if not isinstance(one, Refusal)]
         landed = [(one.release, one.sealed) for one in admitted]
-        verdicts = iter(await self._landing.land(landed) if landed else [])
+        with metrics.waiting(len(landed)):
+            verdicts = iter(await self._groups.land(landed) if landed else [])
         receipts = []
         for sent, one in zip(batch, judged, strict=True):
             if isinstance(one, Refusal):
@@ -162,7 +167,7 @@ class CollectorService(CollectorServiceServicer):
                 about = {"agent": one.release.agent}
             if code:
                 emit(Event.RELEASE_REFUSED, refusal=code, **about)
-            digest = hashlib.sha256(sent.header).digest()
+            digest = hashlib.sha256(sent.header).digest() if isinstance(one, Refusal) else one.sealed.hash
             receipts.append(collector_pb2.Receipt(release_hash=digest, outcome=outcome, refusal=code))
         return collector_pb2.PushReleasesResponse(receipts=receipts)
 

@@ -2,17 +2,27 @@
 
 Place: beside the event's path; every room that acts may emit, the pure rooms do not.
 Invariants: every event is declared in :class:`Event`; a line is written per batch or decision, never per raw event; and
-no field carries anything out of a payload (names of tenants, agents and plans, counts, codes and durations only).
+no field carries anything out of a payload (names of tenants, agents and plans, counts, codes and durations only). What
+a caller can cause at will is written so many times a second and no more, and how often it was not is counted.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
+import threading
+import time
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Listener = Callable[["Event", dict[str, str | float]], None]
 
 
 class Event(StrEnum):
@@ -54,22 +64,89 @@ class Event(StrEnum):
     """An alarm: the files changed and do not fit; those from before stay in use. Fields: problem."""
     REQUEST_FAILED = "request_failed"
     """A call ended in an error nobody foresaw. Fields: method, request_id, cause."""
+    WORKER_STARTED = "worker_started"
+    """A process was started. Fields: worker (its number, or `sealer`), pid."""
+    WORKER_DIED = "worker_died"
+    """An alarm: a process ended that was not told to; another takes its place. Fields: worker, exit_code, wait_s."""
+    COLLECTOR_DRAINING = "collector_draining"
+    """No new calls are taken; those in work are finished."""
 
 
 _ALARMS = frozenset(
     {
         *(Event.AGENT_FENCED, Event.LANDING_FAILED, Event.SEAL_FAILED, Event.REQUEST_FAILED),
-        *(Event.DENY_LIST_UNUSABLE, Event.TLS_FILES_UNUSABLE),
+        *(Event.DENY_LIST_UNUSABLE, Event.TLS_FILES_UNUSABLE, Event.WORKER_DIED),
     }
 )
+_AT_WILL = frozenset({Event.RELEASE_REFUSED, Event.REQUEST_REFUSED, Event.REQUEST_FAILED})
+LINES_A_SECOND = 50
+"""Of each event that callers can cause at will; the next line that is written says how many were not."""
 _LOGGER = logging.getLogger("cloud_collector")
 _LOGGER.addHandler(logging.NullHandler())
 
 
+_request: ContextVar[str] = ContextVar("request")
+_listeners: list[Listener] = []
+
+
+def begin_request() -> str:
+    """Give the call that this task serves an id, unless it has one; every event of the task carries it from now on."""
+    found = _request.get("")
+    if not found:
+        found = secrets.token_hex(8)
+        _request.set(found)
+    return found
+
+
+def listen(listener: Listener) -> None:
+    """Have every event told to a listener too, written or not; being told twice of one listener changes nothing."""
+    if listener not in _listeners:
+        _listeners.append(listener)
+
+
 def emit(event: Event, **fields: str | float) -> None:
     """Write one event with its fields."""
+    for listener in _listeners:
+        listener(event, fields)
+    if event in _AT_WILL:
+        unwritten = _THROTTLE.passes(event)
+        if unwritten is None:
+            return
+        if unwritten:
+            fields["unwritten"] = unwritten
+    request_id = _request.get("")
+    if request_id:
+        fields.setdefault("request_id", request_id)
     level = logging.ERROR if event in _ALARMS else logging.INFO
     _LOGGER.log(level, event.value, extra={"fields": fields})
+
+
+class Throttle:
+    """Lets so many events of a kind through in each second."""
+
+    def __init__(self, most: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._second = 0
+        self._seen: dict[Event, int] = {}
+        self._unwritten: dict[Event, int] = {}
+
+    def passes(self, event: Event) -> int | None:
+        """How many did not pass since the last that did; None if this one does not either."""
+        with self._lock:
+            second = int(self._monotonic())
+            if second != self._second:
+                self._second = second
+                self._seen.clear()
+            self._seen[event] = self._seen.get(event, 0) + 1
+            if self._seen[event] > self._most:
+                self._unwritten[event] = self._unwritten.get(event, 0) + 1
+                return None
+            return self._unwritten.pop(event, 0)
+
+
+_THROTTLE = Throttle(LINES_A_SECOND)
 
 
 def configure(stream: TextIO | None = None) -> None:
@@ -87,4 +164,5 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields: dict[str, str | float] = getattr(record, "fields", {})
-        return json.dumps({"at": moment, "level": record.levelname.lower(), "event": record.msg, **fields})
+        about = {"at": moment, "level": record.levelname.lower(), "pid": record.process, "event": record.msg}
+        return json.dumps({**about, **fields})

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import itertools
 import struct
+import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
@@ -32,6 +34,16 @@ _END = struct.pack("<II", CONTINUATION, 0)
 _SCHEMA, _RECORD_BATCH = 1, 3
 
 
+class _Inflater(threading.local):
+    """A decompressor for each thread: making one costs as much as using it, and it keeps nothing of what it saw."""
+
+    def __init__(self) -> None:
+        self.zstd = zstandard.ZstdDecompressor()
+
+
+_INFLATER = _Inflater()
+
+
 class Keys(NamedTuple):
     """The discovered keys of a payload."""
 
@@ -43,6 +55,11 @@ class Keys(NamedTuple):
 
 def schema(names: Sequence[str], *, key: str | None = None) -> pa.Schema:
     """The payload's schema: a non-nullable int64 column a name, in the plan's order; the key's stands first."""
+    return _schema(tuple(names), key)
+
+
+@lru_cache(maxsize=256)
+def _schema(names: tuple[str, ...], key: str | None) -> pa.Schema:
     keys = [] if key is None else [pa.field(key, pa.string(), nullable=False)]
     return pa.schema([*keys, *(pa.field(name, pa.int64(), nullable=False) for name in names)])
 
@@ -129,15 +146,25 @@ def _decoded(stream: bytes, wanted: pa.Schema, rows: int) -> pa.RecordBatch:
     """The one batch of a stream, once its framing, schema and buffers are what they must be."""
     head, batch = _frame(stream)
     try:
-        if not pa.ipc.read_schema(pa.py_buffer(head.raw)).equals(wanted, check_metadata=True):
+        if head.raw != _written(wanted) and not _read(head.raw).equals(wanted, check_metadata=True):
             raise MalformedRelease("the schema is not the plan's")
         _check_batch(batch, wanted, rows)
-        with pa.ipc.open_stream(pa.py_buffer(stream)) as reader:
-            decoded = reader.read_next_batch()
+        decoded = pa.ipc.read_record_batch(pa.py_buffer(batch.raw), wanted)
         decoded.validate(full=True)
     except (pa.ArrowException, UnicodeDecodeError, OverflowError, ValueError, OSError):
         raise MalformedRelease("the Arrow stream does not decode") from None
     return decoded
+
+
+@lru_cache(maxsize=256)
+def _written(wanted: pa.Schema) -> bytes:
+    """The message that this version of the library writes for a schema: bytes that equal it need no reading."""
+    message: bytes = wanted.serialize().to_pybytes()
+    return message
+
+
+def _read(message: bytes) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(message))
 
 
 def _inflate(payload: bytes, limit: int) -> bytes:
@@ -145,12 +172,12 @@ def _inflate(payload: bytes, limit: int) -> bytes:
         declared = zstandard.frame_content_size(payload)
         if not 0 <= declared <= limit:
             raise MalformedRelease("the declared size is absent or over the plan's limit")
-        inflater = zstandard.ZstdDecompressor(max_window_size=max(1 << 27, limit)).decompressobj()
-        stream = inflater.decompress(payload)
+        # In one go, into a buffer of the declared size: a frame that holds more fails where the buffer ends.
+        stream: bytes = _INFLATER.zstd.decompress(payload, allow_extra_data=False)
     except zstandard.ZstdError:
-        raise MalformedRelease("not a zstd frame") from None
-    if not inflater.eof or inflater.unused_data or len(stream) != declared:
-        raise MalformedRelease("not exactly one zstd frame of its declared size")
+        raise MalformedRelease("not exactly one zstd frame") from None
+    if len(stream) != declared:
+        raise MalformedRelease("not as long as it was declared")
     return stream
 
 

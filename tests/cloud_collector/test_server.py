@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from cloud_collector import client, server
+from cloud_collector import client, sealing, server
 from cloud_collector.config import Config, PlanEntry
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.landing import Landing
@@ -125,7 +125,7 @@ def test_the_landing_is_sealed_from_time_to_time(tmp_path: Path, monkeypatch: py
         return moved
 
     monkeypatch.setattr(Sealer, "seal", fail_first)
-    monkeypatch.setattr(server, "emit", lambda event, **fields: events.append((event, fields)))
+    monkeypatch.setattr(sealing, "emit", lambda event, **fields: events.append((event, fields)))
     with running(settings(tmp_path, "jfk", seal_every_s=0.01)) as address:
         push(address, release("jfk", 0))
         assert sealed.wait(10)

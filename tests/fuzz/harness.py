@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TypeVar
 
-import atheris  # type: ignore[import-untyped]  # ships no types
+import atheris
 
 with atheris.instrument_imports(include=["edge_agg.ingest", "tests.fuzz"]):
     from edge_agg.errors import SourceUnreadable

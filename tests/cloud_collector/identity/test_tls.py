@@ -14,7 +14,7 @@ import grpc
 import pytest
 from cryptography import x509
 
-from cloud_collector import server
+from cloud_collector import listener, server
 from cloud_collector.errors import ConfigInvalid
 from cloud_collector.tls import ServerFiles
 from tests.cloud_collector.fleet import Fleet, pushed, refusal
@@ -95,9 +95,9 @@ def test_who_loses_their_ca_is_out_within_the_bound(
     record_property(
         "figure", f"a CA taken away from a connection that lives: {check_other_ca(fleet, other, age_s=1.0)}"
     )
-    real = server._options
+    real = listener._options
     with monkeypatch.context() as mutant:
-        mutant.setattr(server, "_options", lambda config: [one for one in real(config) if "age" not in one[0]])
+        mutant.setattr(listener, "_options", lambda config: [one for one in real(config) if "age" not in one[0]])
         with pytest.raises(AssertionError):
             check_other_ca(fleet, other, age_s=1.0)
 

@@ -410,7 +410,7 @@ def test_the_guard_refuses_before_pyarrow_decodes(monkeypatch: pytest.MonkeyPatc
     """No batch of the corpus reaches pyarrow's decoder: each is refused by the guard's own checks (B4)."""
 
     class Ipc(Stand):
-        def open_stream(self, source: Any) -> Any:
+        def read_record_batch(self, source: Any, schema: Any) -> Any:
             raise AssertionError("hostile bytes reached the decoder")
 
     class Pyarrow(Stand):

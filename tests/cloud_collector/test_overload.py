@@ -1,0 +1,242 @@
+"""Promise B7: overload is refused before it is received, with a pushback; one caller cannot take all the room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import pytest
+
+from cloud_collector import gate, turnstile
+from cloud_collector.caller import Caller, Kind
+from cloud_collector.errors import Overloaded, StoreFailed
+from cloud_collector.groups import Groups
+from cloud_collector.turnstile import Turnstile
+from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from cloud_collector.landing import Verdict
+
+METHOD = "/edge_agg.contract.v1.CollectorService/PushReleases"
+
+
+class Slow(grpc.GenericRpcHandler):
+    """One method that answers when it is let go, and knows how many requests were read for it."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.read = 0
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """Every method is this one."""
+
+        def deserialize(data: bytes) -> bytes:
+            self.read += 1
+            return data
+
+        async def answer(request: bytes, context: object) -> bytes:
+            await self.go.wait()
+            return request
+
+        behavior: Any = answer
+        return grpc.unary_unary_rpc_method_handler(behavior, request_deserializer=deserialize)
+
+
+def as_named(context: Any) -> Caller:
+    """Whoever the call's metadata says: the turnstile does not care how the gate knows."""
+    names = [str(value) for key, value in context.invocation_metadata() if key == "who"]
+    return Caller(kind=Kind.AGENT, tenant="acme", name=names[0])
+
+
+@contextlib.asynccontextmanager
+async def listening(slow: Slow, **limits: Any) -> AsyncIterator[Any]:
+    server = grpc.aio.server(interceptors=[gate.Gate(as_named), Turnstile(**limits)])
+    server.add_generic_rpc_handlers((slow,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+        def call(who: str) -> Any:
+            method: Any = channel.unary_unary(METHOD)
+            return method(b"x" * 1000, metadata=(("who", who),), timeout=10)
+
+        yield call
+    await server.stop(0)
+
+
+async def refusal(call: Any) -> dict[str, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return {key: str(value) for key, value in raised.value.trailing_metadata() or ()}
+
+
+async def until_read(slow: Slow, requests: int) -> None:
+    for _ in range(500):
+        if slow.read == requests:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{slow.read} requests were read")
+
+
+async def check_one_caller() -> None:
+    slow = Slow()
+    async with listening(slow, max_calls=10, max_of_one=2) as call:
+        held = [asyncio.ensure_future(call("greedy")) for _ in range(2)]
+        await until_read(slow, 2)
+        told = await refusal(call("greedy"))
+        assert told[REFUSAL_KEY] == Refusal.OVERLOADED
+        assert int(told[PUSHBACK_KEY]) > 0
+        modest = asyncio.ensure_future(call("modest"))
+        await until_read(slow, 3)
+        slow.go.set()
+        assert await asyncio.gather(*held, modest) == [b"x" * 1000] * 3
+        assert await call("greedy") == b"x" * 1000
+
+
+def test_one_caller_cannot_take_all_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller over its share is told to wait while others are let in; what was answered makes room again."""
+    asyncio.run(check_one_caller())
+    monkeypatch.setattr(Turnstile, "_count", lambda self, key, by: None)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):  # mutant: nobody counts
+        asyncio.run(check_one_caller())
+
+
+async def check_unread() -> None:
+    slow = Slow()
+    async with listening(slow, max_calls=2, max_of_one=2) as call:
+        held = [asyncio.ensure_future(call(f"a{i}")) for i in range(2)]
+        await until_read(slow, 2)
+        for i in range(20):
+            await refusal(call(f"b{i}"))
+        assert slow.read == 2
+        slow.go.set()
+        await asyncio.gather(*held)
+
+
+def test_a_refused_call_is_not_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the process is full, a call is refused before its message is read: it costs no memory."""
+    asyncio.run(check_unread())
+
+    async def read_first(self: Turnstile, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+
+        async def one(request: Any, context: Any) -> Any:
+            async with self._passed(details.method, context):
+                return await handler.unary_unary(request, context)
+
+        behavior: Any = one
+        return grpc.unary_unary_rpc_method_handler(behavior, request_deserializer=handler.request_deserializer)
+
+    monkeypatch.setattr(Turnstile, "intercept_service", read_first)
+    with pytest.raises(AssertionError):  # mutant: the message first, then the question whether there is room
+        asyncio.run(check_unread())
+
+
+def test_a_message_that_does_not_arrive_makes_room() -> None:
+    """Who begins a call and does not send its message is out after the given time, told to send again."""
+
+    async def run() -> None:
+        slow = Slow()
+        slow.go.set()
+        async with listening(slow, max_calls=1, receive_s=0.2) as call:
+            del call
+        server = grpc.aio.server(interceptors=[gate.Gate(as_named), Turnstile(max_calls=1, receive_s=0.2)])
+        server.add_generic_rpc_handlers((slow,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stream, unary = cast("Any", channel.stream_unary(METHOD)), cast("Any", channel.unary_unary(METHOD))
+            silent = stream(metadata=(("who", "silent"),), timeout=10)
+            told = await refusal(silent)
+            assert told[REFUSAL_KEY] == Refusal.OVERLOADED
+            assert await unary(b"x", metadata=(("who", "next"),), timeout=10) == b"x"
+        await server.stop(0)
+
+    asyncio.run(run())
+    assert turnstile.RECEIVE_S > 0
+
+
+class Recorder:
+    """A landing that commits when it is let go, and notes the groups."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.groups: list[list[Any]] = []
+        self.go = asyncio.Event()
+        self.error = error
+
+    async def land(self, releases: Sequence[Any]) -> list[Verdict]:
+        """A verdict that names the release, so that a mix-up shows."""
+        self.groups.append(list(releases))
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        return [f"verdict of {one}" for one in releases]  # type: ignore[misc]  # anything that can be told apart
+
+
+async def check_groups() -> None:
+    landing = Recorder()
+    groups: Any = Groups(landing, max_waiting=10, max_group=5)
+    calls = [asyncio.create_task(groups.land(list(range(3 * i, 3 * i + 3)))) for i in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await groups.land(["a"] * 9)
+    landing.go.set()
+    answers = await asyncio.gather(*calls)
+    assert answers == [[f"verdict of {n}" for n in range(3 * i, 3 * i + 3)] for i in range(3)]
+    assert max(len(group) for group in landing.groups) <= 5
+    assert sum(len(group) for group in landing.groups) == 9
+
+
+def test_each_call_gets_its_own_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that were committed together are answered apart, in order; groups and the queue are bounded."""
+    asyncio.run(check_groups())
+    with monkeypatch.context() as mutant:
+        mutant.setattr(Groups, "_next", lambda self: [self._waiting.pop()])
+        with pytest.raises((Overloaded, TimeoutError)):  # mutant: the depth is never given back
+            asyncio.run(asyncio.wait_for(check_groups_twice(), 5))
+    asyncio.run(check_groups_twice())
+
+
+async def check_groups_twice() -> None:
+    landing = Recorder()
+    landing.go.set()
+    groups: Any = Groups(landing, max_waiting=2)
+    for n in range(5):
+        both = await asyncio.gather(groups.land([n]), groups.land([n]))
+        assert list(both) == [[f"verdict of {n}"]] * 2
+
+
+def test_a_failed_commit_is_told_to_the_whole_group_and_the_next_is_tried() -> None:
+    """Nobody of the group hears that it was kept; whoever comes after has a commit of their own."""
+
+    async def run() -> None:
+        landing = Recorder(StoreFailed("the disk"))
+        landing.go.set()
+        groups: Any = Groups(landing)
+        told = await asyncio.gather(groups.land([1]), groups.land([2]), return_exceptions=True)
+        assert [type(one) for one in told] == [StoreFailed, StoreFailed]
+        landing.error = None
+        assert await groups.land([3]) == ["verdict of 3"]
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_goes_takes_nobody_with_it() -> None:
+    """A call that is cancelled while its group is committed leaves the others' verdicts in their places."""
+
+    async def run() -> None:
+        landing = Recorder()
+        groups: Any = Groups(landing)
+        first, second = (asyncio.create_task(groups.land([n])) for n in (1, 2))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        landing.go.set()
+        assert await second == ["verdict of 2"]
+
+    asyncio.run(run())

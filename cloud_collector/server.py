@@ -30,11 +30,13 @@ from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.query import Query
+from cloud_collector.rollup import Rollups
 from cloud_collector.sealer import Sealer
 from cloud_collector.service import CollectorService, Door, QueryService
 from cloud_collector.telemetry import Event, emit
 from cloud_collector.tls import ServerFiles
 from cloud_collector.tokens import Tokens
+from cloud_collector.upkeep import Upkeep
 from edge_agg.contract.address import is_loopback
 from edge_agg.contract.errors import PlanInvalid
 from edge_agg.contract.v1 import collector_pb2, enrollment_pb2, query_pb2
@@ -44,6 +46,7 @@ from edge_agg.contract.v1.query_pb2_grpc import add_QueryServiceServicer_to_serv
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from datetime import timedelta
 
     from cloud_collector.config import Config
     from cloud_collector.service import Lookup
@@ -76,10 +79,21 @@ async def serve(
     """
     ending = stop if stop is not None else _on_signals()
     broken = asyncio.Event()
-    registry = _registry(config)
-    with contextlib.closing(Landing(config.landing_path, max_queued=config.max_queued_releases)) as landing:
+    registry, retention = _registry(config)
+    opened = Landing(config.landing_path, max_queued=config.max_queued_releases, new_incarnation=config.new_incarnation)
+    with (
+        contextlib.closing(opened) as landing,
+        contextlib.closing(Rollups(config.rollups_path)) as rollups,
+    ):
         lake = Lake(config.lake_path)
-        sealer = Sealer(landing, lake, _plan_of(registry))
+        sealer = Sealer(landing, lake, _plan_of(registry), rollups)
+        upkeep = Upkeep(
+            lake=lake,
+            rollups=rollups,
+            sealer=sealer,
+            plans=lambda: [(one.plan, one.hash) for one in registry.list()],
+            retention=retention,
+        )
 
         def note_failure() -> None:
             if (
@@ -93,9 +107,10 @@ async def serve(
             _door(MAX_ENROLLMENTS, note_failure) as enrollments,
             _gate(config) as gate,
         ):
+            query = Query(registry, lake, sealer.seal, rollups=rollups, behind=landing.behind)
             services = Services(
                 collector=CollectorService(landing, _plan_of(registry), door=pushes, max_batch=config.max_batch),
-                query=QueryService(registry, Query(registry, lake, sealer.seal).answer, door=questions),
+                query=QueryService(registry, query.answer, door=questions),
                 enrollment=_enrollment(config, enrollments),
             )
             async with _listening(config, gate, services) as address:
@@ -103,7 +118,9 @@ async def serve(
                 if ready is not None:
                     ready(address)
                 waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
+                keeping = asyncio.create_task(_keep_up(waits, upkeep, config.upkeep_every_s, note_failure))
                 await _seal_until(waits, sealer, config.seal_every_s, note_failure)
+                await keeping
         if not broken.is_set():
             await asyncio.to_thread(sealer.seal)
     emit(Event.COLLECTOR_STOPPED)
@@ -118,14 +135,18 @@ def _on_signals() -> asyncio.Event:
     return ending
 
 
-def _registry(config: Config) -> PlanRegistry:
+def _registry(config: Config) -> tuple[PlanRegistry, dict[str, timedelta]]:
+    """The plans, and by name how long their data is kept: where entries disagree, as long as any of them wants."""
     registry = PlanRegistry(config.plans_path)
+    wanted: dict[str, list[timedelta | None]] = {}
     for entry in config.plans:
         try:
-            registry.add_file(entry.path, entry.nodes, tenant=entry.tenant)
+            added = registry.add_file(entry.path, entry.nodes, tenant=entry.tenant)
         except PlanInvalid as error:
             raise ConfigInvalid(f"{entry.path.name}: {error}") from None
-    return registry
+        wanted.setdefault(added.plan.name, []).append(entry.retention)
+    kept = {name: [keep for keep in all_of if keep is not None] for name, all_of in wanted.items()}
+    return registry, {name: max(keeps) for name, keeps in kept.items() if len(keeps) == len(wanted[name])}
 
 
 def _plan_of(registry: PlanRegistry) -> Lookup:
@@ -233,6 +254,19 @@ def _options(config: Config) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ]
+
+
+async def _keep_up(
+    waits: Sequence[asyncio.Task[Literal[True]]], upkeep: Upkeep, every_s: float, store_failed: Callable[[], None]
+) -> None:
+    """Look after the lake at intervals until one of the waits is over."""
+    while not any(wait.done() for wait in waits):
+        try:
+            await asyncio.to_thread(upkeep.run, datetime.now(UTC))
+        except Exception as error:  # noqa: BLE001  # nothing that was promised depends on it
+            emit(Event.UPKEEP_FAILED, cause=type(error).__name__)
+            store_failed()
+        await asyncio.wait(waits, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _seal_until(

@@ -121,10 +121,13 @@ def test_a_collector_serves_shows_its_fleet_and_stops(config: Path) -> None:
         fleet = run("fleet", "--config", config)
         assert fleet.exit_code == 0, fleet.output
         rows = [row.split() for row in fleet.output.splitlines()[1:]]
-        assert [(row[1], row[-1]) for row in rows] == [("[red]jfk", "00:00Z"), ("lga", "FENCED")]
+        assert [(row[1], row[-1]) for row in rows] == [("[red]jfk", "00:00Z"), ("lga", "conflict")]
         assert push(address, release("lga", 1))[0][1] == "fenced"
-        assert run("fleet", "unfence", "lga", "--config", config).output == "unfenced\n"
-        assert run("fleet", "unfence", "lga", "--config", config).output == "no such agent is fenced\n"
+        assert run("fleet", "unfence", "lga", "--reason", "card swapped", "--config", config).output == "unfenced\n"
+        assert (
+            run("fleet", "unfence", "lga", "--reason", "card swapped", "--config", config).output
+            == "no such agent is fenced\n"
+        )
         assert push(address, release("lga", 1))[0][1] == ""
     finally:
         process.send_signal(signal.SIGTERM)

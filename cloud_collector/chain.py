@@ -56,7 +56,8 @@ def decide(
     """Take a release in, or say why not."""
     who = (release.tenant, release.agent)
     found: Any = db.execute(
-        "SELECT no, journals, reason FROM agents LEFT JOIN fences ON fences.agent = no WHERE tenant = ? AND agents.agent = ?",
+        "SELECT no, journals, reason FROM agents LEFT JOIN fences ON fences.agent = no "
+        "WHERE agents.tenant = ? AND agents.agent = ?",
         who,
     ).fetchone()
     agent, journals, fenced = found or (None, 0, None)

@@ -59,6 +59,8 @@ CREATE TABLE IF NOT EXISTS sums (
   PRIMARY KEY (plan, day, start_us, tenant, scales)
 ) STRICT;
 """
+_RECORD = "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?) RETURNING 1"
+"""Says whether a release is new here; what it says and what it adds to the sums is one commit."""
 DAY_US = timedelta(days=1) // timedelta(microseconds=1)
 _ORIGIN_US = to_us(ORIGIN)
 _LOW = np.int64(2**32 - 1)
@@ -226,8 +228,7 @@ class Rollups:
         parts: dict[tuple[int, int, str, bytes], list[_One]] = defaultdict(list)
         for one in ones:
             node = _node(db, one.tenant, one.node)
-            record = "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?) RETURNING 1"
-            if not db.execute(record, (number, one.start_us, node, one.status)).fetchall():
+            if not db.execute(_RECORD, (number, one.start_us, node, one.status)).fetchall():
                 continue
             db.execute(
                 "INSERT INTO seen VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "

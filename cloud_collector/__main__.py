@@ -13,6 +13,7 @@ import click
 
 from cloud_collector.commands import CODES, ca, coded, show, table_of, token
 from cloud_collector.fleet import fleet
+from cloud_collector.stores import backup, restore, verify
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _CONFIG = click.option("--config", type=_FILE, required=True, help="The collector's config file.")
@@ -77,6 +78,9 @@ def list_plans(config: Path) -> None:
 cli.add_command(ca)
 cli.add_command(token)
 cli.add_command(fleet)
+cli.add_command(verify)
+cli.add_command(backup)
+cli.add_command(restore)
 
 
 def main() -> None:

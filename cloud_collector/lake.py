@@ -82,12 +82,12 @@ class Lake:
         folder = self.folder(plan, plan_hash)
         return [str(folder / name) for name in self.snapshot(plan, plan_hash).files]
 
-    def stored(self, plan: Plan, plan_hash: PlanHash) -> Iterator[Stored]:
-        """Every release of a plan's table, read back file by file; raises StoreFailed."""
-        schema = table_schema(plan)
-        for file in self.files(plan, plan_hash):
+    def stored(self, plan: Plan, plan_hash: PlanHash, at: Snapshot | None = None) -> Iterator[Stored]:
+        """Every release of a plan's table, now or at a version, read back file by file; raises StoreFailed."""
+        schema, folder = table_schema(plan), self.folder(plan, plan_hash)
+        for name in (self.snapshot(plan, plan_hash) if at is None else at).files:
             try:
-                rows = pq.read_table(file).cast(schema)
+                rows = pq.read_table(folder / name).cast(schema)
             except Exception as error:  # noqa: BLE001  # as above
                 raise StoreFailed(f"a file of the lake cannot be read ({type(error).__name__})") from None
             yield from releases_in(plan, rows)

@@ -121,6 +121,7 @@ QUESTIONS = st.fixed_dictionaries(
 ASKERS = st.sampled_from([LOCAL, Caller(kind=Kind.ANALYST, tenant="default", name="ada")])
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(RELEASES, st.lists(QUESTIONS, min_size=1, max_size=4), ASKERS, st.integers(0, 25))
 def test_answers_are_the_lake_s(

@@ -181,9 +181,12 @@ class DeltaLog:
         shutil.rmtree(work, ignore_errors=True)
         scratch = work / "_delta_log"
         scratch.mkdir(parents=True)
-        for found in os.scandir(self._log):
-            if found.name == "_last_checkpoint" or found.name[:20] <= f"{now.version:020}":
-                shutil.copyfile(found.path, scratch / found.name)
+        first = 0 if newest is None else newest
+        wanted = [f"{version:020}.json" for version in range(first, now.version + 1)]
+        wanted += [] if newest is None else ["_last_checkpoint", f"{newest:020}.checkpoint.parquet"]
+        for name in wanted:  # and no checkpoint that a killed process linked and did not name
+            if (self._log / name).exists():
+                shutil.copyfile(self._log / name, scratch / name)
         made = DeltaTable(work)
         made.load_as_version(now.version)
         made.create_checkpoint()

@@ -160,11 +160,12 @@ def releases_in(plan: Plan, table: pa.Table) -> Iterator[Stored]:
     edges = [0, *(changed + 1).tolist(), table.num_rows]
     names, vectors = payload_columns(plan), plan_vectors(plan)
     public = list(zip(*keys(plan), strict=True))
-    for begin, end in itertools.pairwise(edges):
+    valid = table.column(names[0]).is_valid().to_numpy()
+    for begin, end in _runs(plan, edges, valid):
         rows = table.slice(begin, end - begin)
         first = {name: rows.column(name)[0].as_py() for name in ("tenant", "node", "status")}
         scales = [rows.column(f"{vector.name}__scale")[0].as_py() for vector in vectors]
-        valued = rows.column(names[0])[0].is_valid
+        valued = bool(valid[begin])
         tiles = (end - begin) // n_cells(plan)
         texts = [pa.array(list(column) * tiles, pa.string()) for column in public] if valued else []
         labels = [partition.label for partition in plan.public]
@@ -182,3 +183,13 @@ def releases_in(plan: Plan, table: pa.Table) -> Iterator[Stored]:
                 for label, text in zip(labels, texts, strict=False)
             ),
         )
+
+
+def _runs(plan: Plan, edges: Sequence[int], valid: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Where each release begins and ends; one that is there twice, side by side, is two."""
+    for begin, end in itertools.pairwise(edges):
+        if plan.discovered is not None:
+            yield begin, end
+            continue
+        size = n_cells(plan) if valid[begin] else 1
+        yield from ((at, min(at + size, end)) for at in range(begin, end, size))

@@ -147,13 +147,11 @@ def _insert(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed)
         "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev NOT NULL", (*place, seq + 1)
     )
     db.execute(
-        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, prev, header, payload) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            *(at.agent, _plan(db, release), to_us(release.window_start), journal, seq),
-            *(sealed.hash, prev, sealed.header, sealed.payload),
-        ),
+        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, prev, digest) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, zeroblob(16))",  # as long as the digest will be: the row stays where it is
+        (at.agent, _plan(db, release), to_us(release.window_start), journal, seq, sealed.hash, prev),
     )
+    db.execute("INSERT INTO waiting VALUES (?, ?, ?)", (db.last_insert_rowid(), sealed.header, sealed.payload))
     query = "UPDATE journals SET head_seq = max(head_seq, ?), releases = releases + 1 WHERE agent = ? AND journal = ?"
     db.execute(query, (seq, *place))
     query = (

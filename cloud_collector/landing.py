@@ -102,10 +102,7 @@ class Landing:
 
     def unsealed(self, limit: int, *, after: int = 0) -> list[LandedRelease]:
         """The oldest releases that are not in the lake, of ids above `after`."""
-        query = (
-            "SELECT id, header, payload FROM releases INDEXED BY unsealed "
-            "WHERE header IS NOT NULL AND id > ? ORDER BY id LIMIT ?"
-        )
+        query = "SELECT id, header, payload FROM waiting WHERE id > ? ORDER BY id LIMIT ?"
         rows: list[Any] = self._call(lambda: self._db.execute(query, (after, limit)).fetchall())
         return [LandedRelease(id=row[0], header=row[1], payload=row[2]) for row in rows]
 
@@ -115,9 +112,13 @@ class Landing:
         Args:
             digests: by id, what :func:`cloud_collector.lake.digest` says of the rows.
         """
-        query = "UPDATE releases SET header = NULL, payload = NULL, digest = ? WHERE id = ?"
         rows = [(digest, landing_id) for landing_id, digest in digests.items()]
-        self._call(lambda: self._transact(lambda: self._db.executemany(query, rows), "mark"))
+
+        def work() -> None:
+            self._db.executemany("UPDATE releases SET digest = ? WHERE id = ?", rows)
+            self._db.executemany("DELETE FROM waiting WHERE id = ?", ((landing_id,) for landing_id in digests))
+
+        self._call(lambda: self._transact(work, "mark"))
 
     def agents(self) -> list[AgentSeen]:
         """Every agent that a release was accepted from, or that is fenced, by tenant and name."""

@@ -1,9 +1,10 @@
 """The landing's file: its tables, how it is made, opened and brought up to date.
 
-Place: below the landing. `releases` holds a row per key for ever; its header and payload are dropped once the lake has
-them, and what stays of 1,000 values is a digest. `agents`, `journals` and `accounts` hold the heads: who was seen, how
-far each chain is, how much each account was charged. `fences` says who is shut out, `audit` who decided so; `behind`
-holds, after a restore, the windows of which an acked release may be lost; `meta` is one row about the file.
+Place: below the landing. `releases` holds a row per key for ever, `waiting` its header and payload until the lake has
+them; what stays of 1,000 values is a digest. They are two tables so that the rows which stay lie close together.
+`agents`, `journals` and `accounts` hold the heads: who was seen, how far each chain is, how much each account was
+charged. `fences` says who is shut out, `audit` who decided so; `behind` holds, after a restore, the windows of which an
+acked release may be lost; `meta` is one row about the file.
 Names stand once and rows carry numbers, so that the keys of a million agents stay small.
 """
 
@@ -43,11 +44,11 @@ CREATE TABLE releases (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   agent INTEGER NOT NULL, plan INTEGER NOT NULL, window_start_us INTEGER NOT NULL,
   journal INTEGER, seq INTEGER,
-  hash BLOB NOT NULL, prev BLOB, digest BLOB, header BLOB, payload BLOB,
+  hash BLOB NOT NULL, prev BLOB, digest BLOB,
   UNIQUE (agent, plan, window_start_us),
   UNIQUE (agent, journal, seq)
 ) STRICT;
-CREATE INDEX unsealed ON releases (id) WHERE header IS NOT NULL;
+CREATE TABLE waiting (id INTEGER PRIMARY KEY, header BLOB NOT NULL, payload BLOB NOT NULL) STRICT;
 CREATE TABLE fences (
   agent INTEGER PRIMARY KEY, reason TEXT NOT NULL, incarnation BLOB
 ) STRICT;
@@ -75,8 +76,9 @@ INSERT INTO agents (tenant, agent, journals, releases, last_window_end_us)
 INSERT INTO journals SELECT no, 0, unhex(incarnation), last_seq, old.releases
   FROM agents JOIN agents_1 AS old USING (tenant, agent);
 INSERT OR IGNORE INTO plans (name, hash) SELECT plan, plan_hash FROM releases_1;
-INSERT INTO releases (id, agent, plan, window_start_us, hash, header, payload)
-  SELECT id, agents.no, plans.no, window_start_us, old.hash, header, payload
+INSERT INTO waiting SELECT id, header, payload FROM releases_1 WHERE header IS NOT NULL;
+INSERT INTO releases (id, agent, plan, window_start_us, hash)
+  SELECT id, agents.no, plans.no, window_start_us, old.hash
   FROM releases_1 AS old JOIN agents USING (tenant, agent) JOIN plans ON plans.hash = plan_hash;
 INSERT OR IGNORE INTO sqlite_sequence SELECT 'releases', 0;
 UPDATE sqlite_sequence SET seq = max(seq, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'releases_1'), 0))

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from cloud_collector.sealer import Sealer
     from edge_agg.contract.plan import Plan, PlanHash
 
-SMALL_ROWS = 1_000_000
+SMALL_ROWS = 250_000
 """A file of fewer rows is small."""
 MANY_FILES = 16
 """So many small files are worth a compaction."""
-MAX_ROWS = 4_000_000
+MAX_ROWS = 1_000_000
 """Rows of one compaction: they are in memory together."""
 GRACE_S = 3600.0
 """How long a file that was dropped stays on the disk: longer than any answer takes."""

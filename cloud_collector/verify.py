@@ -104,7 +104,7 @@ def _chains(db: apsw.Connection) -> Iterator[str]:
 def _waiting(db: apsw.Connection) -> Iterator[str]:
     """What has not reached the lake: its bytes are here, and their hashes are in them."""
     for landing_id, digest, header, payload in db.execute(
-        "SELECT id, hash, header, payload FROM releases WHERE header IS NOT NULL ORDER BY id"
+        "SELECT id, hash, header, payload FROM waiting JOIN releases USING (id) ORDER BY id"
     ):
         try:
             codec.open_sealed(header, payload)
@@ -120,8 +120,9 @@ def _sealed(db: apsw.Connection, lake: Lake, plan: Plan, plan_hash: PlanHash, at
     landing_id = str(db.execute("SELECT id FROM meta").get)
     mark, retired = at.transactions.get(landing_id, 0), at.transactions.get(RETIRED)
     query = (
-        "SELECT tenant, agents.agent, window_start_us, digest, header IS NULL, releases.id FROM releases "
-        "JOIN agents ON agents.no = releases.agent JOIN plans ON plans.no = plan WHERE plans.hash = ?"
+        "SELECT tenant, agents.agent, window_start_us, digest, waiting.id IS NULL, releases.id FROM releases "
+        "LEFT JOIN waiting ON waiting.id = releases.id JOIN agents ON agents.no = releases.agent "
+        "JOIN plans ON plans.no = plan WHERE plans.hash = ?"
     )
     kept = {row[:3]: row[3:] for row in db.execute(query, (bytes(plan_hash),))}
     found: set[tuple[Any, ...]] = set()

@@ -51,11 +51,13 @@ class Journal:
         self.seq, self.head, self.spent = 0, b"", Fraction(0)
 
     def clone(self, *, seed: int) -> Journal:
+        """A copy that goes on by itself."""
         twin = Journal(self.maker, self.incarnation, seed=seed)
         twin.seq, twin.head, twin.spent = self.seq, self.head, self.spent
         return twin
 
     def release(self, window: int) -> Made:
+        """The next release of the chain."""
         self.seq += 1
         self.spent += RHO
         link = Link(incarnation=self.incarnation, seq=self.seq, prev_hash=self.head)
@@ -66,6 +68,7 @@ class Journal:
         return made
 
     def releases(self, windows: Sequence[int]) -> list[Made]:
+        """The next releases, in order."""
         return [self.release(window) for window in windows]
 
 

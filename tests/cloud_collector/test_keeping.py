@@ -251,7 +251,7 @@ def test_what_fits_is_said_to_fit_and_whatever_is_changed_is_named(tmp_path: Pat
             return again.differences()
 
     assert any("head says" in text for text in with_landing("UPDATE journals SET head_seq = 99 WHERE agent = 1"))
-    changed = "UPDATE releases SET hash = zeroblob(32) WHERE header NOT NULL"
+    changed = "UPDATE releases SET hash = zeroblob(32) WHERE id IN (SELECT id FROM waiting)"
     assert any("another hash" in text for text in with_landing(changed))
     gone = "DELETE FROM releases WHERE id = 1"
     assert any("does not know it" in text for text in with_landing(gone))

@@ -69,12 +69,12 @@ def no_lake_mark() -> None:
     """Mutant: the lake does not look for what it may hold."""
     from cloud_collector import lake
 
-    lake._known = lambda *_: set()  # type: ignore[assignment]  # a mutant
+    lake._known = lambda *_: set()
 
 
 def fork_accepted() -> None:
     """Mutant: chains are not looked at."""
-    chain._fault = lambda *_: None  # type: ignore[assignment]  # a mutant
+    chain._fault = lambda *_: None
 
 
 MUTANTS = {one.__name__: one for one in (ack_before_commit, roll_up_twice, no_lake_mark, fork_accepted)}

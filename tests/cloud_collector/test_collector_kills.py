@@ -138,7 +138,7 @@ def test_killed_at_three_instants_in_short(lives: Lives, tmp_path: Path, point: 
         ("no_lake_mark", "log_synced", 6, "is in the lake twice"),
     ],
 )
-def test_a_mutant_of_the_sealer_is_caught(
+def test_a_mutant_of_the_sealer_is_caught(  # noqa: PLR0917  # pytest's fixtures
     lives: Lives, tmp_path: Path, mutant: str, point: str, hit: int, broken: str
 ) -> None:
     assert lives.live(tmp_path, point=point, hit=hit, mutant=mutant) == "killed"

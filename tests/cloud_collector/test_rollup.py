@@ -153,7 +153,7 @@ def test_days_are_read_where_they_fit(tmp_path: Path, rollups: Rollups, monkeypa
     both = Both(tmp_path, rollups)
     both.add([row(n, seed=n) for n in range(4 * 30)])
     start = to_us(MONDAY) + 6 * HOUR_US
-    asked = {"every_us": 24 * HOUR_US, "start_us": start, "end_us": start + 29 * 24 * HOUR_US}
+    asked: dict[str, Any] = {"every_us": 24 * HOUR_US, "start_us": start, "end_us": start + 29 * 24 * HOUR_US}
     read: list[int] = []
     run = rolled.Rolled._run
 

@@ -6,21 +6,14 @@ Invariants: `--help` imports nothing heavy, and every failure that was foreseen 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from cloud_collector.commands import CODES, ca, coded, show, table_of, token
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.text import Text
-
-    from cloud_collector.landing import Landing
+from cloud_collector.fleet import fleet
+from cloud_collector.stores import backup, restore, verify
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _CONFIG = click.option("--config", type=_FILE, required=True, help="The collector's config file.")
@@ -94,56 +87,12 @@ def list_plans(config: Path) -> None:
         show(table)
 
 
-@cli.group(invoke_without_command=True, epilog=CODES)
-@click.option("--config", type=_FILE, help="The collector's config file.")
-@click.pass_context
-def fleet(context: click.Context, config: Path | None) -> None:
-    """Show every agent that a release was taken from; safe while the collector runs."""
-    if context.invoked_subcommand is not None:
-        return
-    if config is None:
-        raise click.MissingParameter(param_hint="'--config'", param_type="option")
-    with coded(), _landing(config) as landing:
-        table = table_of("tenant", "agent", "journal", "last seq", "releases", "last window ended", "fenced")
-        for one in landing.agents():
-            numbers = (one.incarnation[:8], str(one.last_seq), str(one.releases))
-            ended = f"{one.last_window_end:%Y-%m-%d %H:%M}Z"
-            table.add_row(_clean(one.tenant), _clean(one.agent), *numbers, ended, "FENCED" if one.fenced else "")
-        show(table)
-
-
-@fleet.command()
-@click.argument("agent")
-@click.option("--tenant", default="default", show_default=True, help="Whose agent it is.")
-@_CONFIG
-def unfence(agent: str, tenant: str, config: Path) -> None:
-    """Take new releases of AGENT again, after a person has looked at why it was fenced."""
-    with coded(), _landing(config) as landing:
-        click.echo("unfenced" if landing.unfence(tenant, agent) else "no such agent is fenced")
-
-
-@contextlib.contextmanager
-def _landing(config: Path) -> Iterator[Landing]:
-    from cloud_collector import config as settings
-    from cloud_collector.errors import ConfigInvalid
-    from cloud_collector.landing import Landing
-
-    path = settings.load(config).landing_path
-    if not path.exists():  # opening would make it
-        raise ConfigInvalid("$.collector.data: no collector has run here yet")
-    with contextlib.closing(Landing(path)) as landing:
-        yield landing
-
-
-def _clean(name: str) -> Text:
-    """A name that came from outside, without markup or control characters."""
-    from rich.text import Text
-
-    return Text("".join(letter if letter.isprintable() else "?" for letter in name))
-
-
 cli.add_command(ca)
 cli.add_command(token)
+cli.add_command(fleet)
+cli.add_command(verify)
+cli.add_command(backup)
+cli.add_command(restore)
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ only loopback is listened on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -34,6 +35,8 @@ class PlanEntry:
     """The agents that are expected to report."""
     tenant: str = "default"
     """Whose plan it is."""
+    retention: timedelta | None = None
+    """How long what was released under a plan of this name is kept; for ever if None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,10 @@ class Config:
     """`host:port` of the page for Prometheus and of liveness and readiness; nowhere if None."""
     traces: str | None = None
     """`http://host:port` of an OTLP collector that spans are sent to; nowhere if None."""
+    upkeep_every_s: float = 60.0
+    """Seconds between two rounds of retention and compaction."""
+    new_incarnation: Literal["accept", "fence"] = "accept"
+    """What is done with an agent that comes with a new journal: taken with an alarm, or shut out."""
     tls: Tls | None = None
     """None: loopback only, and whoever calls may do everything."""
 
@@ -100,6 +107,11 @@ class Config:
     def figures_path(self) -> Path:
         """The folder where several processes keep their figures."""
         return self.data / "figures"
+
+    @property
+    def rollups_path(self) -> Path:
+        """The file of the roll-ups."""
+        return self.data / "rollups.sqlite"
 
     @property
     def plans_path(self) -> Path:
@@ -126,6 +138,7 @@ class _Collector(_Strict, frozen=True, kw_only=True):
     data: str = "data"
     seal_every: str = "2s"
     workers: int = 1
+    upkeep_every: str = "1m"
 
 
 class _Monitor(_Strict, frozen=True, kw_only=True):
@@ -137,6 +150,10 @@ class _Limits(_Strict, frozen=True, kw_only=True):
     max_message_bytes: int = 16 * 2**20
     max_queued_releases: int = 4096
     max_batch: int = 64
+
+
+class _Fleet(_Strict, frozen=True, kw_only=True):
+    new_incarnation: Literal["accept", "fence"] = "accept"
 
 
 class _Tls(_Strict, frozen=True, kw_only=True):
@@ -155,12 +172,14 @@ class _PlanEntry(_Strict, frozen=True, kw_only=True):
     path: str
     nodes: list[str]
     tenant: str = "default"
+    retention: str | None = None
 
 
 class _File(_Strict, frozen=True, kw_only=True):
     collector: _Collector = _Collector()
     limits: _Limits = _Limits()
     monitor: _Monitor = _Monitor()
+    fleet: _Fleet = _Fleet()
     tls: _Tls | None = None
     plan: list[_PlanEntry] = []
 
@@ -196,6 +215,8 @@ def load(path: Path) -> Config:
         listen=file.collector.listen,
         data=data,
         seal_every_s=_seconds("$.collector.seal_every", file.collector.seal_every),
+        upkeep_every_s=_seconds("$.collector.upkeep_every", file.collector.upkeep_every),
+        new_incarnation=file.fleet.new_incarnation,
         max_message_bytes=file.limits.max_message_bytes,
         max_queued_releases=file.limits.max_queued_releases,
         max_batch=file.limits.max_batch,
@@ -265,4 +286,14 @@ def _plan_entry(i: int, entry: _PlanEntry, folder: Path) -> PlanEntry:
         f"{where}.nodes", all(0 < len(node) <= 128 for node in entry.nodes), "an agent's name has 1 .. 128 characters"
     )
     _require(f"{where}.tenant", is_name(entry.tenant), "letters, digits and _.- only, 63 at most")
-    return PlanEntry(path=path.resolve(), nodes=tuple(entry.nodes), tenant=entry.tenant)
+    retention = None if entry.retention is None else _retention(f"{where}.retention", entry.retention)
+    return PlanEntry(path=path.resolve(), nodes=tuple(entry.nodes), tenant=entry.tenant, retention=retention)
+
+
+def _retention(path: str, text: str) -> timedelta:
+    try:
+        kept = parse_duration(text)
+    except ValueError as error:
+        raise ConfigInvalid(f"{path}: {error}") from None
+    _require(path, timedelta(days=1) <= kept <= timedelta(days=36_500), "must lie in 1d .. 36500d")
+    return kept

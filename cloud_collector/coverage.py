@@ -8,7 +8,7 @@ reports never exceeds what is expected.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +18,28 @@ if TYPE_CHECKING:
 
 SUPPRESSED = "suppressed"
 """A release was made, but the key's noisy units did not exceed the threshold."""
-_REASONS = ("exhausted", "lost", "vetoed", SUPPRESSED, "offline")
+EXPIRED = "expired"
+"""The window lies before what the plan's retention keeps."""
+_REASONS = ("exhausted", "lost", "vetoed", SUPPRESSED, EXPIRED, "offline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absence:
+    """Why releases may be absent that were made and acked."""
+
+    behind: Mapping[Node, tuple[int, int]] = field(default_factory=dict)
+    """By node, from when until when a backup lacks what was acked: those windows are lost."""
+    retired_us: int | None = None
+    """Before it nothing is kept any more."""
+
+    def of(self, node: Node, start: int, end: int, window: int, absent: int) -> Counter[str]:
+        """What became of a node's absent windows in a range; where the reasons overlap, as many as can be of each."""
+        expired = 0 if self.retired_us is None else max(0, min(end, self.retired_us) - start) // window
+        since, until = self.behind.get(node, (0, 0))
+        lost = max(0, min(end, until) - max(start, since)) // window
+        expired = min(absent, expired)
+        lost = min(absent - expired, lost)
+        return Counter({EXPIRED: expired, "lost": lost, "offline": absent - expired - lost})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +92,18 @@ class Coverage:
         grid: the buckets.
         expected: nodes that should report in every window.
         records: how many windows of each status, by bucket and node.
+        absence: why releases may be absent that were made.
     """
 
-    def __init__(self, grid: Grid, expected: Sequence[Node], records: Mapping[tuple[int, Node], Counter[str]]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        expected: Sequence[Node],
+        records: Mapping[tuple[int, Node], Counter[str]],
+        absence: Absence | None = None,
+    ) -> None:
         self._grid = grid
+        self._absence = Absence() if absence is None else absence
         self._expected = frozenset(expected)
         self._records = records
 
@@ -91,7 +120,9 @@ class Coverage:
             record = self._records.get((bucket, node), Counter())
             pairs = windows if node in self._expected else record.total()
             reasons.update(record)
-            reasons["offline"] += pairs - record.total()
+            absent = pairs - record.total()
+            if absent:
+                reasons.update(self._absence.of(node, *self._grid.span(bucket), self._grid.window, absent))
             expected += pairs > 0
             reporting += record["released"] > 0
         released = reasons.pop("released", 0)

@@ -7,57 +7,40 @@ vectors are null.
 Invariants:
 - A release is in the lake once: the commit that brings it in also notes the highest landing id, and a release at or
   below that mark is looked for before it is written again.
-- A release leaves the landing only after the files that hold it in the lake have been fsynced (the library does not).
+- What `append` returned from is on the disk, names and log included, and a power cut before leaves the table as it was.
 - Ids reach a table in ascending order, so the mark never passes a release that was left behind.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import TableNotFoundError
 
+from cloud_collector.deltalog import DeltaLog, Outrun, Snapshot, SyncFailed, sync
 from cloud_collector.errors import StoreFailed
-from edge_agg.contract.cells import keys, n_cells
-from edge_agg.contract.vectors import plan_vectors
+from cloud_collector.lake_rows import releases_in, table_of, table_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
-    from cloud_collector.payload import Values
+    from cloud_collector.lake_rows import Row, Stored
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.release import Release
 
-    Row = tuple[int, Release, Values]
+T = TypeVar("T")
 
-_MOMENT = pa.timestamp("us", tz="UTC")
-_KEY = ["landing_id", "tenant", "node", "window_start"]
-
-
-def table_schema(plan: Plan) -> pa.Schema:
-    """The table's columns: who and when, one string a partition, then each vector's columns and its noise's scale."""
-    fields = [
-        ("tenant", pa.string()),
-        ("node", pa.string()),
-        ("window_start", _MOMENT),
-        ("window_end", _MOMENT),
-        ("status", pa.string()),
-        ("landing_id", pa.int64()),
-        *((partition.label, pa.string()) for partition in plan.partition),
-    ]
-    for vector in plan_vectors(plan):
-        fields += [*((column, pa.int64()) for column in vector.columns), (f"{vector.name}__scale", pa.float64())]
-    return pa.schema([pa.field(name, kind) for name, kind in fields])
+RETIRED = "retired"
+"""The log's transaction that notes the moment, in microseconds since 1970, before which data was removed on purpose."""
+_TRIES = 5
 
 
 class Lake:
-    """The sealed tables below one folder. Reading is safe from any thread; only one sealer appends.
+    """The sealed tables below one folder. Reading is safe from any thread; writers take turns by the log.
 
     Args:
         root: made when it is missing.
@@ -65,13 +48,14 @@ class Lake:
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
+        self._logs: dict[Path, DeltaLog] = {}
         self._synced: set[Path] = set()
         self._failed = False
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def failed(self) -> bool:
-        """Whether a sync failed: it is never tried again, and only a new process may append."""
+        """Whether a sync failed: it is never tried again, and only a new process may write."""
         return self._failed
 
     def append(self, plan: Plan, plan_hash: PlanHash, releases: Sequence[Row], *, app_id: str) -> None:
@@ -86,20 +70,8 @@ class Lake:
         Raises:
             StoreFailed: the disk or the table refused; the same releases may be appended again.
         """
-        if not releases:
-            return
-        if self._failed:
-            raise StoreFailed("the lake met an I/O error: look at the disk, start again")
-        folder = self._folder(plan, plan_hash)
-        try:
-            mark = _mark(folder, app_id)
-            known = _known(self.files(plan, plan_hash), releases, mark)
-            fresh = [row for row in releases if _key(row[1]) not in known]
-            if fresh:
-                _commit(folder, _table(plan, fresh), Transaction(app_id=app_id, version=max(mark, fresh[-1][0])))
-            self._sync(folder)
-        except Exception as error:  # noqa: BLE001  # the library raises bare Exceptions, with values in their text
-            raise StoreFailed(f"the lake did not take a commit ({type(error).__name__}): look at the disk") from None
+        if releases:
+            self.write(plan, plan_hash, partial(self._append, plan, plan_hash, releases, app_id))
 
     def files(self, plan: Plan, plan_hash: PlanHash) -> list[str]:
         """Absolute paths of the parquet files that make up the plan's table now; none before the first release.
@@ -107,51 +79,71 @@ class Lake:
         Raises:
             StoreFailed: the table cannot be read.
         """
-        folder = self._folder(plan, plan_hash)
-        try:
-            table = _open(folder)
-            uris = table.file_uris() if table is not None else []
-        except Exception as error:  # noqa: BLE001  # as above
-            raise StoreFailed(f"a table of the lake cannot be read ({type(error).__name__})") from None
-        return [str(folder / PurePosixPath(uri).name) for uri in uris]  # uris are escaped; the table is flat
+        folder = self.folder(plan, plan_hash)
+        return [str(folder / name) for name in self.snapshot(plan, plan_hash).files]
 
-    def _folder(self, plan: Plan, plan_hash: PlanHash) -> Path:
+    def stored(self, plan: Plan, plan_hash: PlanHash, at: Snapshot | None = None) -> Iterator[Stored]:
+        """Every release of a plan's table, now or at a version, read back file by file; raises StoreFailed."""
+        schema, folder = table_schema(plan), self.folder(plan, plan_hash)
+        for name in (self.snapshot(plan, plan_hash) if at is None else at).files:
+            try:
+                rows = pq.read_table(folder / name).cast(schema)
+            except Exception as error:  # noqa: BLE001  # as above
+                raise StoreFailed(f"a file of the lake cannot be read ({type(error).__name__})") from None
+            yield from releases_in(plan, rows)
+
+    def snapshot(self, plan: Plan, plan_hash: PlanHash) -> Snapshot:
+        """The table as it is now; raises StoreFailed."""
+        try:
+            return self._log(self.folder(plan, plan_hash)).read()
+        except Exception as error:  # noqa: BLE001  # of JSON, of Parquet, of the disk, with values in their text
+            raise StoreFailed(f"a table of the lake cannot be read ({type(error).__name__})") from None
+
+    def retired_us(self, plan: Plan, plan_hash: PlanHash) -> int | None:
+        """Before which moment data was removed on purpose; None if none was."""
+        return self.snapshot(plan, plan_hash).transactions.get(RETIRED)
+
+    def folder(self, plan: Plan, plan_hash: PlanHash) -> Path:
+        """Where a plan's table lies."""
         return self._root / plan.name / f"v{plan.version}-{plan_hash.hex()[:12]}"
 
-    def _sync(self, folder: Path) -> None:
-        try:
-            self._sync_files(folder)
-        except OSError:
-            self._failed = True  # the kernel may have dropped the pages: a second fsync would lie
-            raise
+    def write(self, plan: Plan, plan_hash: PlanHash, work: Callable[[DeltaLog, Snapshot], T]) -> T:
+        """Do something to a table, again if another writer was first.
 
-    def _sync_files(self, folder: Path) -> None:
-        """Bring a table's files and their names to the disk: all of them once a process, then what is new.
-
-        A process that was killed may have left a commit that nobody has fsynced; one call here makes it durable too.
+        Raises:
+            StoreFailed: the disk or the table refused.
         """
-        log = folder / "_delta_log"
-        files = [Path(entry.path) for place in (folder, log) for entry in os.scandir(place) if entry.is_file()]
-        for file in files:
-            if file not in self._synced or file.name == "_last_checkpoint":  # the one file that is written over
-                _fsync(file)
-        for place in (log, folder, folder.parent, self._root, self._root.parent):
-            _fsync(place)
-        self._synced.update(files)
+        if self._failed:
+            raise StoreFailed("the lake met an I/O error: look at the disk, start again")
+        folder = self.folder(plan, plan_hash)
+        log = self._log(folder)
+        try:
+            if folder not in self._synced:  # a process that was killed may have left a commit that nobody has synced
+                sync(self._root.parent)
+                log.sync_all()
+                self._synced.add(folder)
+            for _ in range(_TRIES - 1):
+                with suppress(Outrun):
+                    return work(log, log.read())
+            return work(log, log.read())
+        except Exception as error:  # noqa: BLE001  # the libraries raise bare Exceptions, with values in their text
+            self._failed |= isinstance(error, SyncFailed)
+            raise StoreFailed(f"the lake did not take a commit ({type(error).__name__}): look at the disk") from None
 
+    def _log(self, folder: Path) -> DeltaLog:
+        return self._logs.setdefault(folder, DeltaLog(folder))
 
-def _open(folder: Path) -> DeltaTable | None:
-    """The table as it is now; None before its first commit."""
-    try:
-        return DeltaTable(folder) if folder.is_dir() else None
-    except TableNotFoundError:
-        return None
-
-
-def _mark(folder: Path, app_id: str) -> int:
-    """The highest landing id that the table has noted for a landing; 0 if none."""
-    table = _open(folder)
-    return (table.transaction_version(app_id) or 0) if table is not None else 0
+    def _append(  # noqa: PLR0917  # the first four are bound at once
+        self, plan: Plan, plan_hash: PlanHash, releases: Sequence[Row], app_id: str, log: DeltaLog, now: Snapshot
+    ) -> None:
+        mark = now.transactions.get(app_id, 0)
+        folder = self.folder(plan, plan_hash)
+        known = _known([str(folder / name) for name in now.files], releases, mark)
+        fresh = [row for row in releases if _key(row[1]) not in known]
+        if fresh:
+            added = log.write(table_of(plan, fresh))
+            marks = {app_id: max(mark, fresh[-1][0])}
+            log.commit(now, schema=table_schema(plan), operation="WRITE", add=[added], transactions=marks)
 
 
 def _key(release: Release) -> tuple[str, str, datetime]:
@@ -166,68 +158,10 @@ def _known(files: Sequence[str], releases: Sequence[Row], mark: int) -> set[tupl
     read: there the landing's own keys are what keeps a release single.)
     """
     doubtful = {_key(release) for landing_id, release, _ in releases if landing_id <= mark}
-    if not doubtful:
+    if not (doubtful and files):
         return set()
     starts = sorted({start for _, _, start in doubtful})
     filters = [("window_start", ">=", starts[0]), ("window_start", "<=", starts[-1])]
     held = pq.read_table(files, columns=["tenant", "node", "window_start"], filters=filters)
     held = held.group_by(held.column_names).aggregate([])
     return doubtful & set(zip(*(held.column(name).to_pylist() for name in held.column_names), strict=True))
-
-
-def _commit(folder: Path, table: pa.Table, transaction: Transaction) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_deltalake(folder, table, mode="append", commit_properties=CommitProperties(app_transactions=[transaction]))
-
-
-def _table(plan: Plan, releases: Sequence[Row]) -> pa.Table:
-    schema = table_schema(plan)
-    columns = list(zip(*keys(plan), strict=True))
-    texts = {
-        partition.label: pa.array(column, pa.string()) for partition, column in zip(plan.public, columns, strict=False)
-    }
-    return pa.concat_tables([_rows(plan, schema, texts, row) for row in releases])
-
-
-def _rows(plan: Plan, schema: pa.Schema, texts: Mapping[str, pa.Array], row: Row) -> pa.Table:
-    landing_id, release, values = row
-    valued = release.rows > 0
-    same: dict[str, object] = {
-        "tenant": release.tenant,
-        "node": release.agent,
-        "window_start": release.window_start,
-        "window_end": release.window_end,
-        "status": release.status.value,
-        "landing_id": landing_id,
-        **{f"{spec.name}__scale": spec.scale for spec in release.vectors},
-    }
-    varying = _key_columns(plan, texts, values.keys) if valued else {}
-    varying |= {name: pa.array(column) for name, column in values.columns.items()} if valued else {}
-    columns = [
-        varying[field.name]
-        if field.name in varying
-        else pa.repeat(pa.scalar(same.get(field.name), field.type), max(1, release.rows))
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _key_columns(plan: Plan, texts: Mapping[str, pa.Array], found: Sequence[str] | None) -> dict[str, pa.Array]:
-    """The keys of each row: the public cells, over again for every discovered key."""
-    if plan.discovered is None or found is None:
-        return dict(texts)
-    cells = n_cells(plan)
-    columns = {name: pa.concat_arrays([column] * len(found)) for name, column in texts.items()}
-    each = pa.array([text for text in found for _ in range(cells)], pa.string())
-    return {**columns, plan.discovered.label: each}
-
-
-def _fsync(path: Path) -> None:
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # the library may have removed an old log entry meanwhile
-        return
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -4,7 +4,7 @@ Place: after the lake; an analyst's question comes in through the service and go
 
 Invariants:
 - The landing is sealed first, so an answer holds every release that was acked before the question.
-- Same question, same number.
+- Same question, same number, whether it is read from the lake or from the roll-ups.
 - Every bucket and every public key of the plan appears, and every discovered key that the range holds or the question
   names; what is missing has a null value and a typed status.
 - No error repeats a value of the question.
@@ -24,9 +24,10 @@ import duckdb
 import pyarrow as pa
 
 from cloud_collector import estimate
-from cloud_collector.coverage import Coverage
+from cloud_collector.coverage import Absence, Coverage
 from cloud_collector.errors import PlanUnknown
 from cloud_collector.question import COVERAGE, Asked, Grid, Node, Question, require, shown
+from cloud_collector.rolled import Rolled, fits
 from cloud_collector.telemetry import Event, emit
 from cloud_collector.totals import Held, Rows
 
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from cloud_collector.coverage import Covered
     from cloud_collector.lake import Lake
     from cloud_collector.plans import PlanRegistry, RegisteredPlan
+    from cloud_collector.rollup import Rollups
     from cloud_collector.totals import Key
+    from edge_agg.contract.plan import PlanHash
     from edge_agg.contract.v1.query_pb2 import EstimateRequest
 
 MAX_ROWS = 100_000
@@ -51,7 +54,17 @@ _TIME = pa.timestamp("us", tz="UTC")
 class Query:
     """Answers questions from the lake; may be asked from several threads at once."""
 
-    def __init__(self, registry: PlanRegistry, lake: Lake, catch_up: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        registry: PlanRegistry,
+        lake: Lake,
+        catch_up: Callable[[], object],
+        *,
+        rollups: Rollups | None = None,
+        behind: Callable[[PlanHash], Mapping[Node, tuple[int, int]]] = lambda _: {},
+    ) -> None:
+        self._rollups = rollups
+        self._behind = behind
         self._registry = registry
         self._lake = lake
         self._catch_up = catch_up
@@ -95,12 +108,18 @@ class Query:
             raise PlanUnknown("no registered plan has this name and version; run `cloud-collector plans add`")
         asked = Asked.of(registered.plan, question, home=registered.tenant)
         self._catch_up()
-        files = self._lake.files(registered.plan, registered.hash)
+        plan, plan_hash = registered.plan, registered.hash
+        absence = Absence(behind=self._behind(plan_hash), retired_us=self._lake.retired_us(plan, plan_hash))
+        if fits(asked) and self._rollups is not None and self._rollups.covers(plan, plan_hash):
+            rolled = Rolled(self._rollups.path, plan, plan_hash, tenant=asker.tenant)
+            with contextlib.closing(rolled):
+                return _answer(asked, registered, rolled, absence)
+        files = self._lake.files(plan, plan_hash)
         with contextlib.closing(self._duck.cursor()) as duck:
-            return _answer(asked, registered, Rows(duck, files, tenant=asker.tenant))
+            return _answer(asked, registered, Rows(duck, files, tenant=asker.tenant), absence)
 
 
-def _answer(asked: Asked, registered: RegisteredPlan, rows: Rows) -> pa.Table:
+def _answer(asked: Asked, registered: RegisteredPlan, rows: Rows | Rolled, absence: Absence) -> pa.Table:
     seen = rows.seen()
     expected = _expected(registered, [node for node, _, _ in seen])
     grid = Grid.of(asked, [first for _, first, _ in seen], [last for _, _, last in seen])
@@ -109,7 +128,7 @@ def _answer(asked: Asked, registered: RegisteredPlan, rows: Rows) -> pa.Table:
     if asked.discovered in asked.question.by:
         asked = asked.found(rows.keys(asked, nodes, grid))
         _check_size(asked, grid, nodes)
-    coverage = Coverage(grid, expected, rows.records(nodes, grid))
+    coverage = Coverage(grid, expected, rows.records(nodes, grid), absence)
     held = rows.held(asked, nodes, grid)
     return _table(asked, grid, nodes, rows.totals(asked, nodes, grid), _Behind(asked, nodes, coverage, held))
 

@@ -2,15 +2,18 @@
 
 Place: between the landing and the lake, at intervals and before every answer.
 Invariants: ids reach a table in ascending order, so the lake's mark never passes a release that was left behind; a
-release leaves the landing only once the lake has it on disk; one plan whose table fails does not hold up the others.
+release leaves the landing only once the lake and the roll-ups have it on disk, and each of them takes it once however
+often it comes; one plan whose table fails does not hold up the others.
 """
 
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from cloud_collector.errors import StoreFailed
+from cloud_collector.lake_rows import digest
 from cloud_collector.payload import open_payload
 from cloud_collector.telemetry import Event, emit
 from edge_agg.contract import codec
@@ -18,10 +21,11 @@ from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.vectors import payload_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cloud_collector.lake import Lake
     from cloud_collector.payload import Values
+    from cloud_collector.rollup import Rollups
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.release import Release
 
@@ -42,8 +46,8 @@ class Landed(Protocol):
     def unsealed(self, limit: int, *, after: int = 0) -> Sequence[Waiting]:
         """The oldest releases that are not sealed, of ids above `after`."""
 
-    def mark_sealed(self, ids: Sequence[int]) -> None:
-        """These are in the lake for good."""
+    def mark_sealed(self, digests: Mapping[int, bytes]) -> None:
+        """These are in the lake for good; by id, what their rows are known by."""
 
 
 class Waiting(Protocol):
@@ -69,10 +73,13 @@ class Sealer:
         landing: where they wait.
         lake: where they go.
         plan_of: the registered plan of a hash; a release of an unknown plan stays where it is.
+        rollups: kept in step with the lake, if there are any.
     """
 
-    def __init__(self, landing: Landed, lake: Lake, plan_of: Callable[[PlanHash], Plan | None]) -> None:
-        self._landing, self._lake, self._plan_of = landing, lake, plan_of
+    def __init__(
+        self, landing: Landed, lake: Lake, plan_of: Callable[[PlanHash], Plan | None], rollups: Rollups | None = None
+    ) -> None:
+        self._landing, self._lake, self._plan_of, self._rollups = landing, lake, plan_of, rollups
         self._lock = threading.Lock()
 
     def seal(self) -> int:
@@ -104,11 +111,21 @@ class Sealer:
                 raise failure
             return moved
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the sealer from moving anything meanwhile: for upkeep, which takes its turn."""
+        with self._lock:
+            yield
+
     def _move(self, plan: Plan, plan_hash: PlanHash, group: Sequence[_Opened]) -> int:
         for part in _parts(group, len(payload_columns(plan))):
             rows = [(landing_id, release, _values(plan, release, payload)) for landing_id, release, payload in part]
+            if self._rollups is not None and not self._rollups.covers(plan, plan_hash):
+                self._rollups.begin(plan, plan_hash, self._lake.stored(plan, plan_hash))
             self._lake.append(plan, plan_hash, rows, app_id=self._landing.id)
-            self._landing.mark_sealed([landing_id for landing_id, _, _ in rows])
+            if self._rollups is not None:
+                self._rollups.add(plan, plan_hash, rows)
+            self._landing.mark_sealed({row[0]: digest(plan, row) for row in rows})
         emit(Event.RELEASES_SEALED, releases=len(group), plan=plan.name, version=plan.version)
         return len(group)
 

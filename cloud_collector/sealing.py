@@ -8,6 +8,7 @@ fails ends the process, anything else is said and tried again.
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from cloud_collector import metrics
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cloud_collector.sealer import Sealer
+    from cloud_collector.upkeep import Upkeep
 
 
 class Turns:
@@ -38,6 +40,11 @@ class Turns:
         """Move everything that waits; see :meth:`Sealer.seal`."""
         with turn(self._path), metrics.timed_seal():
             return self._sealer.seal()
+
+    def keep(self, upkeep: Upkeep) -> None:
+        """Look after the lake, while nobody seals."""
+        with turn(self._path):
+            upkeep.run(datetime.now(UTC))
 
 
 async def seal_until(
@@ -59,6 +66,23 @@ async def seal_until(
     finally:
         for wait in waits:
             wait.cancel()
+
+
+async def keep_until(
+    waits: Sequence[asyncio.Task[Literal[True]]],
+    turns: Turns,
+    upkeep: Upkeep | None,
+    every_s: float,
+    store_failed: Callable[[], None],
+) -> None:
+    """Look after the lake at intervals until one of the waits is over; without an upkeep do nothing."""
+    while upkeep is not None and not any(wait.done() for wait in waits):
+        try:
+            await asyncio.to_thread(turns.keep, upkeep)
+        except Exception as error:  # noqa: BLE001  # nothing that was promised depends on it
+            emit(Event.UPKEEP_FAILED, cause=type(error).__name__)
+            store_failed()
+        await asyncio.wait(waits, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _seal_once(seal: Callable[[], int], store_failed: Callable[[], None]) -> None:

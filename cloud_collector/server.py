@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,18 @@ from cloud_collector.listener import Services, listening
 from cloud_collector.monitor import Monitor
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.query import Query
+from cloud_collector.rollup import Rollups
 from cloud_collector.sealer import Sealer
-from cloud_collector.sealing import Turns, seal_until
+from cloud_collector.sealing import Turns, keep_until, seal_until
 from cloud_collector.service import CollectorService, Door, QueryService
 from cloud_collector.telemetry import Event, emit
 from cloud_collector.tokens import Tokens
+from cloud_collector.upkeep import Upkeep
 from edge_agg.contract.errors import PlanInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import timedelta
 
     from cloud_collector.config import Config
     from cloud_collector.service import Lookup
@@ -73,14 +77,13 @@ async def serve(
     alone = config.workers == 1
     metrics.start()
     tracing.start(config.traces)
-    registry = registry_of(config) if alone else PlanRegistry(config.plans_path)
-    with contextlib.closing(Landing(config.landing_path, max_queued=config.max_queued_releases)) as landing:
-        lake = Lake(config.lake_path)
-        turns = Turns(Sealer(landing, lake, plan_of(registry)), config.turns_path)
+    registry, retention = registry_of(config) if alone else (PlanRegistry(config.plans_path), {})
+    with _stores(config, registry) as stores:
+        landing, turns = stores.landing, stores.turns
 
         def note_failure() -> None:
             if (
-                landing.failed or lake.failed
+                landing.failed or stores.lake.failed
             ):  # a full disk is refused and waited for; an I/O error is the end of this process
                 broken.set()
 
@@ -90,9 +93,10 @@ async def serve(
             _door(MAX_ENROLLMENTS, note_failure) as enrollments,
             _gate(config) as gate,
         ):
+            query = Query(registry, stores.lake, turns.seal, rollups=stores.rollups, behind=landing.behind)
             services = Services(
                 collector=CollectorService(landing, plan_of(registry), door=pushes, max_batch=config.max_batch),
-                query=QueryService(registry, Query(registry, lake, turns.seal).answer, door=questions),
+                query=QueryService(registry, query.answer, door=questions),
                 enrollment=_enrollment(config, enrollments),
             )
             up = asyncio.Event()
@@ -108,7 +112,10 @@ async def serve(
                 if ready is not None:
                     ready(address)
                 waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
+                upkeep = stores.upkeep(registry, retention) if alone else None
+                keeping = asyncio.create_task(keep_until(waits, turns, upkeep, config.upkeep_every_s, note_failure))
                 await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
+                await keeping
         if alone and not broken.is_set():
             await asyncio.to_thread(turns.seal)
     emit(Event.COLLECTOR_STOPPED)
@@ -125,17 +132,20 @@ async def seal(config: Config, *, ready: Callable[[str], None], stop: asyncio.Ev
     broken = asyncio.Event()
     metrics.start()
     tracing.start(config.traces)
-    with contextlib.closing(Landing(config.landing_path)) as landing:
-        lake = Lake(config.lake_path)
-        turns = Turns(Sealer(landing, lake, plan_of(PlanRegistry(config.plans_path))), config.turns_path)
+    registry, retention = registry_of(config)
+    with _stores(config, registry) as stores:
+        turns = stores.turns
 
         def note_failure() -> None:
-            if landing.failed or lake.failed:
+            if stores.landing.failed or stores.lake.failed:
                 broken.set()
 
         ready("")
         waits = [asyncio.create_task(event.wait()) for event in (stop, broken)]
+        upkeep = stores.upkeep(registry, retention)
+        keeping = asyncio.create_task(keep_until(waits, turns, upkeep, config.upkeep_every_s, note_failure))
         await seal_until(waits, turns.seal, config.seal_every_s, note_failure)
+        await keeping
         if not broken.is_set():
             await asyncio.to_thread(turns.seal)
     if broken.is_set():
@@ -150,15 +160,53 @@ def on_signals() -> asyncio.Event:
     return ending
 
 
-def registry_of(config: Config) -> PlanRegistry:
-    """The registry, with the plans that the config names registered."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stores:
+    """What is on the disk, opened, and the sealer between."""
+
+    landing: Landing
+    lake: Lake
+    rollups: Rollups
+    sealer: Sealer
+    turns: Turns
+
+    def upkeep(self, registry: PlanRegistry, retention: Mapping[str, timedelta]) -> Upkeep:
+        """What is done to the lake now and then."""
+        return Upkeep(
+            lake=self.lake,
+            rollups=self.rollups,
+            sealer=self.sealer,
+            plans=lambda: [(one.plan, one.hash) for one in registry.list()],
+            retention=retention,
+        )
+
+
+@contextlib.contextmanager
+def _stores(config: Config, registry: PlanRegistry) -> Iterator[_Stores]:
+    opened = Landing(config.landing_path, max_queued=config.max_queued_releases, new_incarnation=config.new_incarnation)
+    with contextlib.closing(opened) as landing, contextlib.closing(Rollups(config.rollups_path)) as rollups:
+        lake = Lake(config.lake_path)
+        sealer = Sealer(landing, lake, plan_of(registry), rollups)
+        yield _Stores(
+            landing=landing, lake=lake, rollups=rollups, sealer=sealer, turns=Turns(sealer, config.turns_path)
+        )
+
+
+def registry_of(config: Config) -> tuple[PlanRegistry, dict[str, timedelta]]:
+    """The registry, with the plans that the config names registered, and by name how long their data is kept.
+
+    Where entries disagree, it is kept as long as any of them wants.
+    """
     registry = PlanRegistry(config.plans_path)
+    wanted: dict[str, list[timedelta | None]] = {}
     for entry in config.plans:
         try:
-            registry.add_file(entry.path, entry.nodes, tenant=entry.tenant)
+            added = registry.add_file(entry.path, entry.nodes, tenant=entry.tenant)
         except PlanInvalid as error:
             raise ConfigInvalid(f"{entry.path.name}: {error}") from None
-    return registry
+        wanted.setdefault(added.plan.name, []).append(entry.retention)
+    kept = {name: [keep for keep in all_of if keep is not None] for name, all_of in wanted.items()}
+    return registry, {name: max(keeps) for name, keeps in kept.items() if len(keeps) == len(wanted[name])}
 
 
 def plan_of(registry: PlanRegistry) -> Lookup:

@@ -41,13 +41,23 @@ class Event(StrEnum):
     RELEASE_REFUSED = "release_refused"
     """A release was not taken. Fields: refusal (a code of the contract's table), agent."""
     AGENT_FENCED = "agent_fenced"
-    """An alarm: an agent sent two different releases for one window. Fields: tenant, agent, plan."""
+    """An alarm: what an agent sent cannot come from one device that keeps its journal, or a person decided so.
+    Fields: tenant, agent, reason (a code), plan where a release is meant."""
     AGENT_UNFENCED = "agent_unfenced"
     """A person lifted a fence. Fields: tenant, agent."""
+    AGENT_REINSTALLED = "agent_reinstalled"
+    """An alarm: an agent came with a new journal, whose charges start from nothing. Fields: tenant, agent, plan."""
+    AGENT_BEHIND = "agent_behind"
+    """An alarm: the backup this collector was restored from lacks what the agent's chain goes on from; the windows
+    between are lost. Fields: tenant, agent, plan."""
     LANDING_FAILED = "landing_failed"
     """An alarm: the disk refused a commit. Fields: cause (a class name), fatal (1: the landing takes nothing more)."""
     RELEASES_SEALED = "releases_sealed"
     """Releases moved from the landing to the lake. Fields: releases, plan, version."""
+    LAKE_TIDIED = "lake_tidied"
+    """Files of a table were joined, or leftovers removed. Fields: plan, version, joined, removed (counts of files)."""
+    UPKEEP_FAILED = "upkeep_failed"
+    """Retention or compaction failed and will be tried again; tables are as they were. Fields: cause."""
     SEAL_FAILED = "seal_failed"
     """Sealing failed and will be tried again; the releases stay in the landing. Fields: cause."""
     QUERY_ANSWERED = "query_answered"
@@ -74,6 +84,7 @@ class Event(StrEnum):
 
 _ALARMS = frozenset(
     {
+        *(Event.AGENT_REINSTALLED, Event.AGENT_BEHIND, Event.UPKEEP_FAILED),
         *(Event.AGENT_FENCED, Event.LANDING_FAILED, Event.SEAL_FAILED, Event.REQUEST_FAILED),
         *(Event.DENY_LIST_UNUSABLE, Event.TLS_FILES_UNUSABLE, Event.WORKER_DIED),
     }

@@ -99,7 +99,7 @@ def keys(folder: Path, agents: int) -> Iterator[Bar]:
             for first in range(0, agents, _COMMIT):
                 some = range(first, min(first + _COMMIT, agents))
                 await landing.land([(replace(release, agent=f"site-{i:07}"), sealed) for i in some])
-                landing.mark_sealed([one.id for one in landing.unsealed(_COMMIT)])
+                landing.mark_sealed({one.id: bytes(32) for one in landing.unsealed(_COMMIT)})
 
     began = time.process_time()
     asyncio.run(land())

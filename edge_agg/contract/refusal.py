@@ -67,7 +67,7 @@ RULES: dict[Refusal, Rule] = {
     Refusal.CONFLICT: Rule(
         "ALREADY_EXISTS", "park", "another release was accepted for this window; the agent is fenced"
     ),
-    Refusal.FENCED: Rule("PERMISSION_DENIED", "park", "the agent is fenced after a conflict; a person must decide"),
+    Refusal.FENCED: Rule("PERMISSION_DENIED", "hold", "the agent is fenced; the people who run the fleet must decide"),
     Refusal.UNAUTHENTICATED: Rule(
         "UNAUTHENTICATED", "hold", "no valid certificate or token of this collector's trust domain; enroll, or renew it"
     ),

@@ -48,7 +48,7 @@ def released(plan: Plan, node: str, n: int, events: pl.DataFrame) -> Sealed:
     header = Release(
         tenant="default",
         agent=node,
-        link=Link(incarnation="0" * 32, seq=n + 1, prev_hash=b"\0" * 32 if n else b""),
+        link=Link(incarnation=plan_hash(plan).hex()[:32], seq=2 * n + 1, prev_hash=b"\0" * 32 if n else b""),
         plan=plan.name,
         plan_version=plan.version,
         plan_hash=plan_hash(plan),

@@ -105,6 +105,11 @@ class Maker:
         rows = n_cells(self.plan) * found
         return {name: random.integers(-(2**40), 2**40, rows) for name in payload_columns(self.plan)}
 
+    def link(self, window: int) -> Link:
+        """A place in a chain of this plan's own, with a gap before and after it: no neighbour contradicts it."""
+        incarnation = hashlib.sha256(self.hash).hexdigest()[:32]
+        return Link(incarnation=incarnation, seq=2 * window + 1, prev_hash=b"p" * 32 if window else b"")
+
     def make(
         self, *, seed: int = 0, window: int = 0, agent: str = "jfk", found: Sequence[str] | None = None, **changes: Any
     ) -> Made:
@@ -125,7 +130,7 @@ class Maker:
         release = Release(
             tenant="acme",
             agent=agent,
-            link=Link(incarnation="a" * 32, seq=window + 1, prev_hash=b"p" * 32 if window else b""),
+            link=self.link(window),
             plan=self.plan.name,
             plan_version=self.plan.version,
             plan_hash=self.hash,

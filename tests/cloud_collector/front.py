@@ -133,7 +133,7 @@ def release(
     header = Release(
         tenant=tenant,
         agent=node,
-        link=Link(incarnation="0" * 32, seq=n + 1, prev_hash=b"\0" * 32 if n else b""),
+        link=Link(incarnation=plan_hash(plan).hex()[:32], seq=2 * n + 1, prev_hash=b"\0" * 32 if n else b""),
         plan=plan.name,
         plan_version=plan.version,
         plan_hash=plan_hash(plan),
@@ -191,6 +191,10 @@ class FakeLake:
     def files(self, plan: Plan, plan_hash: PlanHash) -> list[str]:
         """All of them."""
         return list(self.written)
+
+    def retired_us(self, plan: Plan, plan_hash: PlanHash) -> int | None:
+        """Nothing was."""
+        return None
 
     def write(
         self,

@@ -121,10 +121,13 @@ def test_a_collector_serves_shows_its_fleet_and_stops(config: Path) -> None:
         fleet = run("fleet", "--config", config)
         assert fleet.exit_code == 0, fleet.output
         rows = [row.split() for row in fleet.output.splitlines()[1:]]
-        assert [(row[1], row[-1]) for row in rows] == [("[red]jfk", "00:00Z"), ("lga", "FENCED")]
+        assert [(row[1], row[-1]) for row in rows] == [("[red]jfk", "00:00Z"), ("lga", "conflict")]
         assert push(address, release("lga", 1))[0][1] == "fenced"
-        assert run("fleet", "unfence", "lga", "--config", config).output == "unfenced\n"
-        assert run("fleet", "unfence", "lga", "--config", config).output == "no such agent is fenced\n"
+        assert run("fleet", "unfence", "lga", "--reason", "card swapped", "--config", config).output == "unfenced\n"
+        assert (
+            run("fleet", "unfence", "lga", "--reason", "card swapped", "--config", config).output
+            == "no such agent is fenced\n"
+        )
         assert push(address, release("lga", 1))[0][1] == ""
     finally:
         process.send_signal(signal.SIGTERM)
@@ -133,3 +136,25 @@ def test_a_collector_serves_shows_its_fleet_and_stops(config: Path) -> None:
     assert output == ""
     assert '"event": "collector_stopped"' in errors.splitlines()[-1]
     assert list((config.parent / "data" / "lake" / "flights").glob("*/*.parquet"))  # sealed at the stop at the latest
+
+
+def test_what_is_kept_is_verified_backed_up_and_restored(config: Path) -> None:
+    """Beside a collector that runs; a restore needs an empty folder; the audit log tells of it."""
+    run("plans", "add", config.parent / "flights.toml", "--config", config)
+    process, line = serving(config)
+    copy = config.parent / "copy"
+    try:
+        push(line.split()[-1], release("jfk", 0), release("lga", 0))
+        assert run("verify", "--config", config).output == "all fits\n"
+        assert run("backup", copy, "--config", config).exit_code == 0
+        assert run("restore", copy, "--config", config).exit_code == 3
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    (config.parent / "data").rename(config.parent / "broken")
+    assert "restored the backup" in run("restore", copy, "--config", config).output
+    assert run("verify", "--config", config).output == "all fits\n"
+    assert "restored" in run("fleet", "list", "--config", config).output
+    fenced = run("fleet", "fence", "jfk", "--reason", "stolen", "--by", "ada", "--config", config)
+    assert fenced.output == "fenced\n"
+    assert "ada" in run("fleet", "list", "jfk", "--config", config).output

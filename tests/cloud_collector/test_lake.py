@@ -1,6 +1,6 @@
 """What is in the landing comes to the lake once, whole, and durably before the landing lets go of it.
 
-Not proved here: what a power cut leaves of the lake; the landing keeps a release until its files have been fsynced.
+Not proved here: what a power cut leaves of the lake (`test_lake_cuts.py`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pytest
-from deltalake import DeltaTable
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
+from cloud_collector import deltalog, failpoint
 from cloud_collector import lake as room
 from cloud_collector import sealer as sealing
+from cloud_collector.deltalog import DeltaLog
 from cloud_collector.errors import StoreFailed
-from cloud_collector.lake import Lake, table_schema
+from cloud_collector.lake import Lake
+from cloud_collector.lake_rows import table_of, table_schema
 from cloud_collector.landing import Landing, Verdict
 from cloud_collector.sealer import Sealer
 from edge_agg.contract.cells import keys
 from edge_agg.contract.release import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from edge_agg.contract.plan import Plan, PlanHash
     from tests.cloud_collector.conftest import Made, Maker
@@ -141,13 +144,14 @@ def test_a_table_that_was_never_committed_is_empty(lake: Lake, maker: Maker, tmp
     assert len(read(lake, maker)) == 10
 
 
-def test_a_table_that_cannot_be_read_says_so_without_a_value(lake: Lake, maker: Maker) -> None:
+def test_a_table_that_cannot_be_read_says_so_without_a_value(lake: Lake, maker: Maker, tmp_path: Path) -> None:
     lake.append(maker.plan, maker.hash, rows_of([maker.make()]), app_id="a")
     for entry in (Path(lake.files(maker.plan, maker.hash)[0]).parent / "_delta_log").iterdir():
         entry.write_text('{"canary": ')
+    fresh = Lake(tmp_path / "a lake é" / "tables")
     for act in (
-        lambda: lake.files(maker.plan, maker.hash),
-        lambda: lake.append(maker.plan, maker.hash, rows_of([maker.make()]), app_id="a"),
+        lambda: fresh.files(maker.plan, maker.hash),
+        lambda: fresh.append(maker.plan, maker.hash, rows_of([maker.make()]), app_id="a"),
     ):
         with pytest.raises(StoreFailed) as caught:
             act()
@@ -215,7 +219,7 @@ def test_a_crash_before_the_landing_was_told_doubles_nothing(
 def test_mutant_without_the_transaction_s_mark_rows_double(
     landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_mark", lambda folder, app_id: 0)
+    monkeypatch.setattr(room, "_known", lambda *_: set())
     assert seal_again_after_a_crash(landing, lake, maker, monkeypatch) == 30
 
 
@@ -302,15 +306,15 @@ def test_a_table_that_fails_keeps_its_releases_waiting_and_no_others(
     bad = [maker.make(seed=i, window=i) for i in range(3)]
     good = [other_maker.make(seed=i, window=i) for i in range(3)]
     land(landing, [one for pair in zip(bad, good, strict=True) for one in pair])
-    commit, failures = room._commit, ["once"]
+    commit, failures = DeltaLog.commit, ["once"]
 
-    def full(folder: Path, *rest: Any) -> None:
-        if folder.parent.name == maker.plan.name and failures:
+    def full(self: DeltaLog, *given: Any, **more: Any) -> None:
+        if self._folder.parent.name == maker.plan.name and failures:
             failures.pop()
             raise OSError
-        commit(folder, *rest)
+        commit(self, *given, **more)
 
-    monkeypatch.setattr(room, "_commit", full)
+    monkeypatch.setattr(DeltaLog, "commit", full)
     sealer = Sealer(landing, lake, plans.get)
     with pytest.raises(StoreFailed):
         sealer.seal()
@@ -331,10 +335,10 @@ def unsynced_when_marked(
     missing: set[str] = set()
     fsync, mark_sealed = os.fsync, Landing.mark_sealed
 
-    def mark(self: Landing, ids: Sequence[int]) -> None:
+    def mark(self: Landing, digests: Mapping[int, bytes]) -> None:
         places = [tmp_path / "a lake é", *(tmp_path / "a lake é").rglob("*")]
         missing.update(place.name for place in places if place.stat().st_ino not in synced)
-        mark_sealed(self, ids)
+        mark_sealed(self, digests)
 
     def noted(fd: int) -> None:
         fsync(fd)
@@ -355,47 +359,103 @@ def test_the_lake_is_on_the_disk_before_the_landing_lets_go(
     assert unsynced_when_marked(landing, lake, maker, tmp_path, monkeypatch) == set()
 
 
-def test_mutant_the_library_s_own_commit_is_not_on_the_disk(
+def test_mutant_a_commit_without_a_sync_is_caught(
     landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lake, "_sync", lambda self, folder: None)
+    monkeypatch.setattr(deltalog, "_fsync", lambda fd: None)
     missing = unsynced_when_marked(landing, lake, maker, tmp_path, monkeypatch)
     assert "00000000000000000002.json" in missing
     assert sum(name.endswith(".parquet") for name in missing) == 3
 
 
-def test_a_checkpoint_that_was_written_over_is_synced_again(
-    lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_sync_is_never_tried_again(
+    landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = rows_of([maker.make(seed=i, window=i) for i in range(3)])
-    synced: list[str] = []
-    monkeypatch.setattr(room, "_fsync", lambda path: synced.append(path.name))
-    for row in rows:
-        synced.clear()
-        lake.append(maker.plan, maker.hash, [row], app_id="a")
-        DeltaTable(Path(lake.files(maker.plan, maker.hash)[0]).parent).create_checkpoint()
-    assert "_last_checkpoint" in synced
+    land(landing, [maker.make()])
+
+    def broken(fd: int) -> None:
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(StoreFailed):
+            Sealer(landing, lake, maker.plan_of).seal()
+    assert lake.failed
+    with pytest.raises(StoreFailed, match="start again"):
+        Sealer(landing, lake, maker.plan_of).seal()
+    assert len(landing.unsealed(10)) == 1
 
 
 def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(
     landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = [maker.make()]
-    land(landing, made)
+    land(landing, [maker.make()])
     with monkeypatch.context() as patch:
-        patch.setattr(Lake, "_sync", _crash)
+        patch.setattr(failpoint, "armed", lambda name: _crash() if name == "log_linked" else None)
         with pytest.raises(Crash):
             Sealer(landing, lake, maker.plan_of).seal()
     assert len(read(lake, maker)) == 10
     fresh = Lake(tmp_path / "a lake é" / "tables")
     synced: set[str] = set()
-    fsync = room._fsync
+    sync = deltalog.sync
 
     def noted(path: Path) -> None:
-        fsync(path)
+        sync(path)
         synced.add(path.name)
 
-    monkeypatch.setattr(room, "_fsync", noted)
+    monkeypatch.setattr(deltalog, "sync", noted)
     assert Sealer(landing, fresh, maker.plan_of).seal() == 1
-    assert {Path(file).name for file in fresh.files(maker.plan, maker.hash)} <= synced
+    assert {Path(file).name for file in fresh.files(maker.plan, maker.hash)} | {"_delta_log"} <= synced
     assert len(read(fresh, maker)) == 10
+
+
+# The log
+
+
+def test_other_engines_read_the_same_table(lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library, from the log's start and from a checkpoint, sees the files and marks that we see."""
+    monkeypatch.setattr(deltalog, "CHECKPOINT_EVERY", 4)
+    rows = rows_of([maker.make(seed=i, window=i) for i in range(11)])
+    checkpoints = 0
+    for row in rows:
+        lake.append(maker.plan, maker.hash, [row], app_id="a")
+        folder = lake.folder(maker.plan, maker.hash)
+        checkpoints += lake.write(maker.plan, maker.hash, lambda log, _: log.checkpoint())
+        table = DeltaTable(folder)
+        assert table.transaction_version("a") == row[0]
+        assert sorted(Path(uri).name for uri in table.file_uris()) == sorted(
+            lake.snapshot(maker.plan, maker.hash).files
+        )
+        assert table.count() == 10 * row[0]
+    assert checkpoints == 2
+    assert not (folder / "_delta_log" / f"{0:020}.json").exists(), "what two checkpoints cover is gone"
+    fresh = Lake(folder.parents[1])
+    assert fresh.snapshot(maker.plan, maker.hash) == lake.snapshot(maker.plan, maker.hash)
+
+
+def test_a_table_that_the_library_wrote_is_continued(lake: Lake, maker: Maker) -> None:
+    made = [maker.make(seed=i, window=i) for i in range(3)]
+    folder = lake.folder(maker.plan, maker.hash)
+    folder.mkdir(parents=True)
+    marks = CommitProperties(app_transactions=[Transaction(app_id="a", version=2)])
+    write_deltalake(folder, table_of(maker.plan, rows_of(made)[:2]), commit_properties=marks)
+    lake.append(maker.plan, maker.hash, rows_of(made), app_id="a")
+    assert read(lake, maker) == expected(maker, made)
+
+
+def test_a_writer_that_was_outrun_looks_again(
+    lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes seal the same releases at once: one is outrun, finds them there, and adds nothing."""
+    rows = rows_of([maker.make(seed=i, window=i) for i in range(2)])
+    other = Lake(tmp_path / "a lake é" / "tables")
+
+    def meanwhile(name: str) -> None:
+        if name == "file_synced":
+            monkeypatch.setattr(failpoint, "armed", None)
+            other.append(maker.plan, maker.hash, rows, app_id="a")
+
+    monkeypatch.setattr(failpoint, "armed", meanwhile)
+    lake.append(maker.plan, maker.hash, rows, app_id="a")
+    assert len(read(lake, maker)) == 20
+    assert lake.snapshot(maker.plan, maker.hash).version == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -20,15 +21,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
 
+from cloud_collector import chain, landing_file, telemetry
 from cloud_collector import landing as room
-from cloud_collector import telemetry
 from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.landing import Landing, Verdict
+from edge_agg.contract import codec
 from edge_agg.contract.codec import open_sealed
 from edge_agg.contract.release import Link, Release, Sealed, Status
 from tests.disk import Disk, DiskVfs
@@ -152,7 +154,7 @@ def test_mutant_a_folder_without_a_sync_is_caught(
     path: Path, disk: Disk, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The journal that SQLite deleted when it turned to WAL would come back, and roll the file back to nothing."""
-    monkeypatch.setattr(room, "_sync_folder", lambda folder: None)
+    monkeypatch.setattr(landing_file, "sync_folder", lambda folder: None)
     assert not survives_a_power_cut_after_each_ack(path, disk, maker, synchronous="full")
 
 
@@ -160,6 +162,7 @@ CHILD = """
 import asyncio, os, pickle, signal, sys
 from pathlib import Path
 from cloud_collector.landing import Landing
+from edge_agg.contract import codec
 from edge_agg.contract.codec import open_sealed
 
 landing = Landing(Path(sys.argv[1]))
@@ -270,7 +273,11 @@ def test_an_io_error_ends_the_landing_and_is_never_tried_again(path: Path, disk:
         disk.broken = False
         assert landing.failed
         syncs = disk.syncs
-        for refused in (lambda: land(landing, third), lambda: landing.unsealed(1), lambda: landing.mark_sealed([1])):
+        for refused in (
+            lambda: land(landing, third),
+            lambda: landing.unsealed(1),
+            lambda: landing.mark_sealed({1: b""}),
+        ):
             with pytest.raises(StoreFailed):
                 refused()
         assert disk.syncs == syncs
@@ -295,15 +302,15 @@ def test_a_bug_in_one_commit_leaves_nothing_and_stops_nobody(
     landing: Landing, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even an error that nobody foresaw leaves a caller waiting, a transaction open or half a group behind."""
-    insert, first, second = Landing._insert, maker.make(), maker.make(window=1)
+    insert, first, second = chain._insert, maker.make(), maker.make(window=1)
 
-    def fails(self: Landing, release: Release, sealed: Sealed) -> None:
-        insert(self, release, sealed)
+    def fails(db: Any, at: Any, release: Release, sealed: Sealed) -> None:
+        insert(db, at, release, sealed)
         if release == second.release:
             raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Landing, "_insert", fails)
+        patch.setattr(chain, "_insert", fails)
         with pytest.raises(ZeroDivisionError):
             land(landing, first, second)
     assert headers(landing) == []
@@ -370,19 +377,24 @@ def test_a_conflict_is_refused(landing: Landing, maker: Maker) -> None:
 def test_mutant_the_hash_as_part_of_the_key_is_caught(
     path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = "UNIQUE (tenant, agent, plan_hash, window_start_us)"
-    assert key in room._SCHEMA
-    monkeypatch.setattr(room, "_SCHEMA", room._SCHEMA.replace(key, "UNIQUE (hash)"))
-    monkeypatch.setattr(Landing, "_decide", _decide_by_hash)
+    key = "UNIQUE (agent, plan, window_start_us)"
+    assert key in landing_file.SCHEMA
+    without = landing_file.SCHEMA.replace(key, "UNIQUE (hash)").replace("UNIQUE (agent, journal, seq)", "UNIQUE (id)")
+    monkeypatch.setattr(landing_file, "SCHEMA", without)
+    monkeypatch.setattr(chain, "_held", _held_by_hash)
+    monkeypatch.setattr(chain, "_fault", lambda *_: None)
     with contextlib.closing(Landing(path)) as landing:
         assert not conflicts_are_refused(landing, maker)
 
 
-def _decide_by_hash(self: Landing, release: Release, sealed: Sealed) -> Verdict:
-    if self._db.execute("SELECT 1 FROM releases WHERE hash = ?", (sealed.hash,)).get:
-        return D
-    self._insert(release, sealed)
-    return A
+def _held_by_hash(db: apsw.Connection, agent: int, release: Release) -> bytes | None:
+    del agent
+    found: bytes | None = db.execute("SELECT hash FROM releases WHERE hash = ?", (_hash(release),)).get
+    return found
+
+
+def _hash(release: Release) -> bytes:
+    return hashlib.sha256(codec._header(release).SerializeToString(deterministic=True)).digest()
 
 
 def test_a_conflict_fences_the_agent_until_a_person_lifts_it(path: Path, maker: Maker) -> None:
@@ -393,9 +405,9 @@ def test_a_conflict_fences_the_agent_until_a_person_lifts_it(path: Path, maker: 
     with contextlib.closing(Landing(path)) as landing:
         assert land(landing, new, first, clash) == [F, D, C]
         assert [(one.agent, one.fenced) for one in landing.agents()] == [("jfk", True), ("lga", False)]
-        assert landing.unfence("acme", "jfk")
-        assert not landing.unfence("acme", "jfk")
-        assert not landing.unfence("acme", "nobody")
+        assert landing.unfence("acme", "jfk", who="ada", note="looked")
+        assert not landing.unfence("acme", "jfk", who="ada", note="looked")
+        assert not landing.unfence("acme", "nobody", who="ada", note="looked")
         assert land(landing, new) == [A]
         assert not any(one.fenced for one in landing.agents())
 
@@ -436,15 +448,15 @@ def test_nothing_of_a_conflicting_release_is_stored_or_logged(landing: Landing, 
 def test_mutant_a_stored_conflict_is_caught(
     landing: Landing, path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decide = Landing._decide
+    decide = chain.decide
 
-    def keeps_evidence(self: Landing, release: Release, sealed: Sealed) -> Verdict:
-        verdict = decide(self, release, sealed)
-        if verdict is C:
-            self._db.execute("INSERT INTO fences VALUES (?, ?)", (release.tenant, release.account))
-        return verdict
+    def keeps_evidence(db: apsw.Connection, release: Release, sealed: Sealed, **more: Any) -> chain.Judged:
+        judged = decide(db, release, sealed, **more)
+        if judged.verdict is C:
+            db.execute("UPDATE audit SET note = ?", (release.account,))
+        return judged
 
-    monkeypatch.setattr(Landing, "_decide", keeps_evidence)
+    monkeypatch.setattr(chain, "decide", keeps_evidence)
     assert traces_of_a_conflict(landing, path.parent, maker) == {"landing.sqlite-wal"}
 
 
@@ -453,9 +465,9 @@ def test_keys_outlive_their_data(path: Path, maker: Maker) -> None:
     with contextlib.closing(Landing(path)) as landing:
         land(landing, *made)
         ids = [one.id for one in landing.unsealed(10)]
-        landing.mark_sealed(ids[:2])
+        landing.mark_sealed(dict.fromkeys(ids[:2], b"d"))
         assert [one.id for one in landing.unsealed(10)] == ids[2:]
-        landing.mark_sealed(ids)
+        landing.mark_sealed(dict.fromkeys(ids, b"d"))
     with contextlib.closing(Landing(path)) as landing:
         assert landing.unsealed(10) == []
         assert land(landing, *made) == [D] * 3
@@ -476,7 +488,13 @@ def test_agents_are_known_by_what_was_accepted(landing: Landing, maker: Maker) -
     land(landing, maker.make(window=4), maker.make(window=2), maker.make(agent="ewr"), maker.make(window=4))
     ewr, jfk = landing.agents()
     assert (ewr.agent, ewr.releases, ewr.last_seq) == ("ewr", 1, 1)
-    assert (jfk.tenant, jfk.agent, jfk.incarnation, jfk.last_seq, jfk.releases) == ("acme", "jfk", "a" * 32, 5, 2)
+    assert (jfk.tenant, jfk.agent, jfk.incarnation, jfk.last_seq, jfk.releases) == (
+        "acme",
+        "jfk",
+        maker.link(0).incarnation,
+        9,
+        2,
+    )
     assert jfk.last_window_end == maker.make(window=4).release.window_end
     land(landing, maker.make(window=3, link=reborn))
     jfk = landing.agents()[1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cloud_collector import lake
+from cloud_collector import lake_rows
 from cloud_collector.errors import ConfigInvalid, PlanUnknown
 from cloud_collector.plans import PlanRegistry
 from edge_agg.contract.errors import PlanInvalid
@@ -100,7 +100,7 @@ def test_no_two_columns_of_the_lake_share_a_name(registry: PlanRegistry, maker: 
 
 def test_every_column_that_the_lake_adds_is_reserved(maker: Maker) -> None:
     """The grammar and the lake are strangers; this holds their lists together."""
-    own = [name for name in lake.table_schema(maker.plan).names if name not in maker.plan.events.columns]
+    own = [name for name in lake_rows.table_schema(maker.plan).names if name not in maker.plan.events.columns]
     vectors = [column for v in plan_vectors(maker.plan) for column in (v.name, f"{v.name}__scale")]
     assert set(own) - set(vectors) <= RESERVED
 

@@ -1,0 +1,208 @@
+"""Backup while running, and restore into an empty folder.
+
+Place: `cloud-collector backup` and `restore`.
+On disk: the data folder as a collector would find it, each table's log summed up in one entry, and `backup.json` with
+the sha256 of every file.
+Invariants:
+- The landing is copied first: whatever is sealed meanwhile still waits in the copy, and is known again by its key when
+  it is sealed from there. So the copy loses nothing that was acked before it began, and doubles nothing.
+- A backup appears whole or not at all, and on the disk; a restore checks every file, and writes into no folder that
+  holds anything.
+- A restored landing knows that it is one. Its keys and heads refuse every conflict that the backup knew; what was acked
+  after the backup is gone, for agents keep no payload of it: where an agent's chain goes on further along, the windows
+  between are `lost`, in answers and in `cloud-collector fleet`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from cloud_collector import fence, landing_file
+from cloud_collector.deltalog import DeltaLog, Snapshot, sync
+from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.lake import Lake
+from cloud_collector.lake_rows import table_schema
+from cloud_collector.landed import Action
+from cloud_collector.plans import PlanRegistry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_agg.contract.plan import Plan, PlanHash
+
+MANIFEST = "backup.json"
+_SQLITE = ("landing.sqlite", "rollups.sqlite", "tokens.sqlite")
+"""In the order in which they are copied."""
+_TRIES = 3
+
+
+def backup(data: Path, target: Path) -> int:
+    """Copy a collector's data folder; how many bytes that is.
+
+    Args:
+        data: the folder, of a collector that may be running.
+        target: must not exist.
+
+    Raises:
+        ConfigInvalid: there is nothing to copy, or the target exists.
+        StoreFailed: the disk refused, or a table was changed too often meanwhile; nothing is left of the target.
+    """
+    if not (data / _SQLITE[0]).exists():
+        raise ConfigInvalid("$.collector.data: no collector has run here yet")
+    if target.exists():
+        raise ConfigInvalid("the backup's folder exists already")
+    draft = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(mode=0o700, parents=True)
+        for name in _SQLITE:
+            if (data / name).exists():
+                _copy_sqlite(data / name, draft / name)
+        shutil.copytree(data / "plans", draft / "plans", dirs_exist_ok=True)
+        for one in PlanRegistry(draft / "plans").list():
+            _copy_table(Lake(data / "lake"), one.plan, one.hash, draft / "lake")
+        size = _write_manifest(draft)
+        draft.rename(target)
+        sync(target.parent)
+    except (OSError, apsw.Error) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise StoreFailed(f"the backup was not made ({type(error).__name__}): look at the disks") from None
+    except StoreFailed:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return size
+
+
+def restore(source: Path, data: Path, *, who: str) -> datetime:
+    """Bring a backup back as a collector's data folder.
+
+    Args:
+        source: what :func:`backup` made.
+        data: must not exist, or be empty.
+        who: decided it, for the audit log.
+
+    Returns:
+        When the backup was made.
+
+    Raises:
+        ConfigInvalid: the source is no backup, or the data folder holds something.
+        StoreFailed: a file of the backup is not what it was, or the disk refused.
+    """
+    if data.exists() and any(data.iterdir()):
+        raise ConfigInvalid("$.collector.data: the folder is not empty; move it away first")
+    made = _check_manifest(source)
+    draft = data.with_name(f".{data.name}.part")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(source, draft, ignore=lambda _, names: [MANIFEST] if MANIFEST in names else [])
+        draft.chmod(0o700)
+        _mark_restored(draft, who)
+        _sync_tree(draft)
+        if data.exists():
+            data.rmdir()
+        draft.rename(data)
+        sync(data.parent)
+    except (OSError, apsw.Error) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise StoreFailed(f"the backup was not restored ({type(error).__name__}): look at the disks") from None
+    return made
+
+
+def _copy_sqlite(source: Path, target: Path) -> None:
+    os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    with closing(apsw.Connection(str(source))) as old, closing(apsw.Connection(str(target))) as new:
+        old.set_busy_timeout(5_000)
+        with new.backup("main", old, "main") as copy:
+            copy.step()  # all at once: in WAL mode nobody waits for a reader
+        new.pragma("journal_mode", "delete")
+
+
+def _copy_table(lake: Lake, plan: Plan, plan_hash: PlanHash, target: Path) -> None:
+    for turn in range(_TRIES):
+        now = lake.snapshot(plan, plan_hash)
+        if now.version < 0:
+            return
+        folder = Lake(target).folder(plan, plan_hash)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        try:
+            for name in now.files:
+                shutil.copyfile(lake.folder(plan, plan_hash) / name, folder / name)
+        except FileNotFoundError:  # dropped, and removed as a leftover: the copy took longer than the grace time
+            if turn == _TRIES - 1:
+                raise
+            continue
+        DeltaLog(folder).commit(
+            Snapshot(),
+            schema=table_schema(plan),
+            operation="BACKUP",
+            add=list(now.files.values()),
+            transactions=now.transactions,
+        )
+        return
+
+
+def _write_manifest(folder: Path) -> int:
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sums = {name: _sha256(path) for name, path in files.items()}
+    about = {"made_us": time.time_ns() // 1000, "files": sums}
+    (folder / MANIFEST).write_text(json.dumps(about, indent=1))
+    _sync_tree(folder)
+    return sum(path.stat().st_size for path in files.values())
+
+
+def _check_manifest(folder: Path) -> datetime:
+    try:
+        about: Any = json.loads((folder / MANIFEST).read_bytes())
+        made = datetime.fromtimestamp(about["made_us"] / 1e6, UTC)
+        sums = dict(about["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigInvalid("the folder is no backup") from None
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    if present != set(sums):
+        raise StoreFailed("the backup has other files than it had")
+    for name, digest in sums.items():
+        if _sha256(folder / name) != digest:
+            raise StoreFailed(f"{name}: not what was backed up")
+    return made
+
+
+def _mark_restored(data: Path, who: str) -> None:
+    """From each agent's last window on, what does not come any more may have been acked and lost."""
+    every_us = {
+        bytes(one.hash): one.plan.every // timedelta(microseconds=1) for one in PlanRegistry(data / "plans").list()
+    }
+    with closing(landing_file.opened(data / _SQLITE[0])) as db:
+        db.execute("BEGIN IMMEDIATE")
+        query = (
+            "SELECT agent, plan, plans.hash, max(window_start_us), max(journal) FROM releases "
+            "JOIN plans ON plans.no = plan GROUP BY agent, plan"
+        )
+        rows: list[Any] = db.execute(query).fetchall()
+        for agent, plan, plan_hash, last_us, journal in rows:
+            if plan_hash in every_us:
+                row = (agent, plan, journal or 0, last_us + every_us[plan_hash])
+                db.execute("INSERT OR REPLACE INTO behind VALUES (?, ?, ?, ?, NULL)", row)
+        db.execute("UPDATE meta SET restored_us = ?", (time.time_ns() // 1000,))
+        fence.note(db, "", "", Action.RESTORED, reason="restored", who=who)
+        db.execute("COMMIT")
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()

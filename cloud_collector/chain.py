@@ -1,0 +1,189 @@
+"""What becomes of a release: whether its key is free, and whether it continues its agent's chain (promises B2, B6).
+
+Place: called by the landing's writer, inside the transaction that will hold the release.
+Invariants:
+- A key (tenant, agent, plan hash, window start) is taken once, for ever. The sha256 is compared, never part of the key.
+- Every check compares a release with others of its own journal in whatever order they came, and an honest journal's
+  releases pass each of them in every order, however often they are sent: one place holds one release, a release names
+  the hash of the one before, and what an account was charged never falls from one place to a later one.
+- What fails a check is not stored, and its agent is fenced in the same commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+from cloud_collector import fence
+from cloud_collector.landed import Action, Reason, Verdict
+from edge_agg.contract.codec import to_us
+
+if TYPE_CHECKING:
+    import apsw
+
+    from edge_agg.contract.release import Release, Sealed
+
+_MAX_SEQ = 2**63 - 2  # the wire has 64 bits, SQLite 63: a liar must not stop the group
+
+NewIncarnation = Literal["accept", "fence"]
+"""What is done with an agent that comes with a journal nobody has seen, and is not itself new."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What became of a release, and what a person should hear of it."""
+
+    verdict: Verdict
+    alarm: Reason | Action | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Journal:
+    """An agent's journal as it is known before a release."""
+
+    agent: int
+    journal: int | None
+    """Its number among the agent's; None if it is new."""
+    head_seq: int
+    reborn: bool
+    """Whether the agent had another one before."""
+
+
+def decide(
+    db: apsw.Connection, release: Release, sealed: Sealed, *, new_incarnation: NewIncarnation, restored: bool
+) -> Judged:
+    """Take a release in, or say why not."""
+    who = (release.tenant, release.agent)
+    found: Any = db.execute(
+        "SELECT no, journals, reason FROM agents LEFT JOIN fences ON fences.agent = no "
+        "WHERE agents.tenant = ? AND agents.agent = ?",
+        who,
+    ).fetchone()
+    agent, journals, fenced = found or (None, 0, None)
+    known = None if agent is None else _held(db, agent, release)
+    if known is not None:
+        if known == sealed.hash:
+            return Judged(verdict=Verdict.DUPLICATE)
+        return Judged(verdict=Verdict.CONFLICT, alarm=_shut_out(db, release, Reason.CONFLICT))
+    if fenced is not None:
+        return Judged(verdict=Verdict.FENCED)
+    if agent is None:
+        agent = fence.number_of(db, *who)
+    at = _journal(db, agent, release, reborn=journals > 0)
+    fault = _fault(db, at, release, sealed)
+    if fault is None and at.journal is None and at.reborn and new_incarnation == "fence":
+        fault = Reason.INCARNATION
+    if fault is not None:
+        return Judged(verdict=Verdict.FENCED, alarm=_shut_out(db, release, fault))
+    alarm = _insert(db, at, release, sealed)
+    if restored:
+        alarm = _catch_up(db, at, release) or alarm
+    return Judged(verdict=Verdict.ACCEPTED, alarm=alarm)
+
+
+def _held(db: apsw.Connection, agent: int, release: Release) -> bytes | None:
+    query = (
+        "SELECT releases.hash FROM releases JOIN plans ON plans.no = plan "
+        "WHERE agent = ? AND plans.hash = ? AND window_start_us = ?"
+    )
+    held: bytes | None = db.execute(query, (agent, bytes(release.plan_hash), to_us(release.window_start))).get
+    return held
+
+
+def _shut_out(db: apsw.Connection, release: Release, reason: Reason) -> Reason | None:
+    incarnation = bytes.fromhex(release.link.incarnation) if reason is Reason.INCARNATION else None
+    raised = fence.raise_fence(db, release.tenant, release.agent, reason, incarnation=incarnation)
+    return reason if raised or reason is Reason.CONFLICT else None
+
+
+def _journal(db: apsw.Connection, agent: int, release: Release, *, reborn: bool) -> _Journal:
+    query = "SELECT journal, head_seq FROM journals WHERE agent = ? AND incarnation = ?"
+    found: Any = db.execute(query, (agent, bytes.fromhex(release.link.incarnation))).fetchone()
+    journal, head = found or (None, 0)
+    return _Journal(agent=agent, journal=journal, head_seq=head, reborn=reborn)
+
+
+def _fault(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
+    """What is wrong with a release's place in its chain."""
+    if at.journal is None:
+        return None
+    seq = min(release.link.seq, _MAX_SEQ)
+    around = "SELECT seq, hash, prev FROM releases WHERE agent = ? AND journal = ? AND seq BETWEEN ? AND ?"
+    for place, found, before in db.execute(around, (at.agent, at.journal, seq - 1, seq + 1)):
+        if place == seq:
+            return Reason.ROLLBACK if seq < at.head_seq else Reason.FORK
+        if place == seq - 1 and found != release.link.prev_hash:
+            return Reason.FORK
+        if place == seq + 1 and before is not None and before != sealed.hash:
+            return Reason.FORK
+    query = "SELECT seq, rho, delta FROM accounts WHERE agent = ? AND journal = ? AND account = ?"
+    head: Any = db.execute(query, (at.agent, at.journal, release.account)).fetchone()
+    if head is not None:
+        earlier = Fraction(head[1]), Fraction(head[2])
+        later = release.cumulative.rho, release.cumulative.delta
+        if seq < head[0]:
+            earlier, later = later, earlier
+        if any(before > after for before, after in zip(earlier, later, strict=True)):
+            return Reason.ROLLBACK
+    return None
+
+
+def _insert(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed) -> Action | None:
+    journal, alarm = at.journal, None
+    if journal is None:
+        journal = fence.add_journal(db, at.agent, bytes.fromhex(release.link.incarnation))
+        if at.reborn:
+            alarm = Action.REINSTALLED
+            fence.note(db, release.tenant, release.agent, alarm, reason=Reason.INCARNATION)
+    seq = min(release.link.seq, _MAX_SEQ)
+    place = (at.agent, journal)
+    # A link is kept until the release that it names is here; from then on the two hashes say the same.
+    known = (
+        seq == 1 or db.execute("SELECT 1 FROM releases WHERE agent=? AND journal=? AND seq=?", (*place, seq - 1)).get
+    )
+    prev = None if known else release.link.prev_hash
+    db.execute(
+        "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev NOT NULL", (*place, seq + 1)
+    )
+    db.execute(
+        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, prev, digest) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, zeroblob(16))",  # as long as the digest will be: the row stays where it is
+        (at.agent, _plan(db, release), to_us(release.window_start), journal, seq, sealed.hash, prev),
+    )
+    db.execute("INSERT INTO waiting VALUES (?, ?, ?)", (db.last_insert_rowid(), sealed.header, sealed.payload))
+    query = "UPDATE journals SET head_seq = max(head_seq, ?), releases = releases + 1 WHERE agent = ? AND journal = ?"
+    db.execute(query, (seq, *place))
+    query = (
+        "UPDATE agents SET journal = ?, releases = releases + 1, last_window_end_us = max(last_window_end_us, ?) "
+        "WHERE no = ?"
+    )
+    db.execute(query, (journal, to_us(release.window_end), at.agent))
+    query = (
+        "INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq, "
+        "rho = excluded.rho, delta = excluded.delta WHERE excluded.seq > seq"
+    )
+    db.execute(query, (*place, release.account, seq, str(release.cumulative.rho), str(release.cumulative.delta)))
+    return alarm
+
+
+def _plan(db: apsw.Connection, release: Release) -> int:
+    found = db.execute("SELECT no FROM plans WHERE hash = ?", (bytes(release.plan_hash),)).get
+    if found is None:
+        db.execute("INSERT INTO plans (name, hash) VALUES (?, ?)", (release.plan, bytes(release.plan_hash)))
+        found = db.last_insert_rowid()
+    return int(found)
+
+
+def _catch_up(db: apsw.Connection, at: _Journal, release: Release) -> Action | None:
+    """After a restore: where an agent goes on, the windows between its old head and here are lost unless they come."""
+    start, plan = to_us(release.window_start), _plan(db, release)
+    query = "SELECT from_us, until_us FROM behind WHERE agent = ? AND plan = ?"
+    row: Any = db.execute(query, (at.agent, plan)).fetchone()
+    if row is None or start < row[0] or (row[1] is not None and start >= row[1]):
+        return None
+    db.execute("UPDATE behind SET until_us = ? WHERE agent = ? AND plan = ?", (start, at.agent, plan))
+    if row[1] is not None or start == row[0]:
+        return None
+    fence.note(db, release.tenant, release.agent, Action.BEHIND, reason="restored")
+    return Action.BEHIND

@@ -1,0 +1,139 @@
+"""The landing's file: its tables, how it is made, opened and brought up to date.
+
+Place: below the landing. `releases` holds a row per key for ever, `waiting` its header and payload until the lake has
+them; what stays of 1,000 values is a digest. They are two tables so that the rows which stay lie close together.
+`agents`, `journals` and `accounts` hold the heads: who was seen, how far each chain is, how much each account was
+charged. `fences` says who is shut out, `audit` who decided so; `behind` holds, after a restore, the windows of which an
+acked release may be lost; `meta` is one row about the file.
+Names stand once and rows carry numbers, so that the keys of a million agents stay small.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+import apsw
+
+from cloud_collector.errors import StoreFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCHEMA_VERSION = 2
+SCHEMA = """
+CREATE TABLE agents (
+  no INTEGER PRIMARY KEY, tenant TEXT NOT NULL, agent TEXT NOT NULL,
+  journal INTEGER NOT NULL DEFAULT 0, journals INTEGER NOT NULL DEFAULT 0,
+  releases INTEGER NOT NULL DEFAULT 0, last_window_end_us INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (tenant, agent)
+) STRICT;
+CREATE TABLE journals (
+  agent INTEGER NOT NULL, journal INTEGER NOT NULL, incarnation BLOB NOT NULL,
+  head_seq INTEGER NOT NULL DEFAULT 0, releases INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (agent, journal)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE accounts (
+  agent INTEGER NOT NULL, journal INTEGER NOT NULL, account TEXT NOT NULL,
+  seq INTEGER NOT NULL, rho TEXT NOT NULL, delta TEXT NOT NULL,
+  PRIMARY KEY (agent, journal, account)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE plans (no INTEGER PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE) STRICT;
+CREATE TABLE releases (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  agent INTEGER NOT NULL, plan INTEGER NOT NULL, window_start_us INTEGER NOT NULL,
+  journal INTEGER, seq INTEGER,
+  hash BLOB NOT NULL, prev BLOB, digest BLOB,
+  UNIQUE (agent, plan, window_start_us),
+  UNIQUE (agent, journal, seq)
+) STRICT;
+CREATE TABLE waiting (id INTEGER PRIMARY KEY, header BLOB NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE TABLE fences (
+  agent INTEGER PRIMARY KEY, reason TEXT NOT NULL, incarnation BLOB
+) STRICT;
+CREATE TABLE audit (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, at_us INTEGER NOT NULL, tenant TEXT NOT NULL, agent TEXT NOT NULL,
+  action TEXT NOT NULL, reason TEXT NOT NULL, who TEXT NOT NULL, note TEXT NOT NULL
+) STRICT;
+CREATE TABLE behind (
+  agent INTEGER NOT NULL, plan INTEGER NOT NULL, journal INTEGER NOT NULL, from_us INTEGER NOT NULL, until_us INTEGER,
+  PRIMARY KEY (agent, plan)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE meta (id TEXT NOT NULL, restored_us INTEGER) STRICT;
+"""
+_FROM_1 = """
+ALTER TABLE releases RENAME TO releases_1;
+ALTER TABLE agents RENAME TO agents_1;
+ALTER TABLE fences RENAME TO fences_1;
+ALTER TABLE meta RENAME TO meta_1;
+DROP INDEX unsealed;
+"""
+_AFTER_1 = """
+INSERT INTO meta SELECT id, NULL FROM meta_1;
+INSERT INTO agents (tenant, agent, journals, releases, last_window_end_us)
+  SELECT tenant, agent, 1, releases, last_window_end_us FROM agents_1;
+INSERT INTO journals SELECT no, 0, unhex(incarnation), last_seq, old.releases
+  FROM agents JOIN agents_1 AS old USING (tenant, agent);
+INSERT OR IGNORE INTO plans (name, hash) SELECT plan, plan_hash FROM releases_1;
+INSERT INTO waiting SELECT id, header, payload FROM releases_1 WHERE header IS NOT NULL;
+INSERT INTO releases (id, agent, plan, window_start_us, hash)
+  SELECT id, agents.no, plans.no, window_start_us, old.hash
+  FROM releases_1 AS old JOIN agents USING (tenant, agent) JOIN plans ON plans.hash = plan_hash;
+INSERT OR IGNORE INTO sqlite_sequence SELECT 'releases', 0;
+UPDATE sqlite_sequence SET seq = max(seq, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'releases_1'), 0))
+  WHERE name = 'releases';
+INSERT INTO fences SELECT no, 'conflict', NULL FROM agents JOIN fences_1 USING (tenant, agent);
+DROP TABLE releases_1; DROP TABLE agents_1; DROP TABLE fences_1; DROP TABLE meta_1;
+"""
+"""Version 1 kept no chains: its releases stay without a place in one, and their agents' heads without charges."""
+
+
+def opened(path: Path) -> apsw.Connection:
+    """Open a landing, made for its owner alone when it is missing.
+
+    Raises:
+        StoreFailed: the file cannot be opened, or was written by a newer collector.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite gives the WAL the same mode
+        sync_folder(path.parent.parent)
+        db = apsw.Connection(str(path))
+        _prepare(db)
+        sync_folder(path.parent)
+    except (apsw.Error, OSError):
+        raise StoreFailed("the landing cannot be opened: look at the disk and the file's owner") from None
+    return db
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names durable: SQLite syncs what is in its files, and at FULL not that a journal was deleted."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _prepare(db: apsw.Connection) -> None:
+    db.set_busy_timeout(5_000)
+    db.pragma("journal_mode", "wal")
+    db.pragma("synchronous", "full")
+    if db.pragma("user_version") not in {0, 1, SCHEMA_VERSION}:
+        raise StoreFailed("the landing was written by another version of the collector: run that version")
+    if db.pragma("user_version") == SCHEMA_VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")  # and look again: another process may have been first
+    try:
+        before = db.pragma("user_version")
+        if before == 0:
+            db.execute(SCHEMA)
+            db.execute("INSERT INTO meta (id) VALUES (?)", (secrets.token_hex(16),))
+        elif before == 1:
+            db.execute(_FROM_1 + SCHEMA + _AFTER_1)
+        db.pragma("user_version", SCHEMA_VERSION)
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise

@@ -94,6 +94,7 @@ class Agent:
 
         Raises:
             SourceUnreadable: fix the source and run again; nothing is lost.
+            JournalFull: there is no room to close every window: make room and run again; nothing is lost.
             JournalFailed, SpoolFailed: repair the disk and run again.
         """
         self._begin()
@@ -103,6 +104,8 @@ class Agent:
             if self.intake.trusted:
                 await self._with_intake(self._deliver_all())
                 await self._close_until(self._drain_watermark)
+                if any(series.due(self._drain_watermark(series)) for series in self.series):
+                    raise JournalFull("the disk has no room to close every window: make room and run again")
                 self.intake.forget(age=self.tuning.spool_age)
         finally:
             sent.set()

@@ -15,6 +15,7 @@ from edge_agg.agent import POLL_S, Agent
 from edge_agg.assembly import build, retune
 from edge_agg.config import load
 from edge_agg.contract.release import Status
+from edge_agg.errors import JournalFull
 from edge_agg.ingest.source import Frame, InletFull
 from edge_agg.privacy import noise
 from edge_agg.telemetry import Event
@@ -202,6 +203,31 @@ def test_a_full_disk_holds_the_agent_until_there_is_room(box: Box, point: str) -
     assert box.seen == [[5, 0, 0]]
     assert box.events(Event.DISK_FULL, Event.DISK_RECOVERED) == [Event.DISK_FULL, Event.DISK_RECOVERED]
     assert box.wire.releases[0].status is Status.RELEASED
+
+
+def test_a_drain_on_a_full_disk_says_so(box: Box) -> None:
+    """Guarantee (A10): a drain that could not close every window does not pass for one that did; the next one can."""
+    box.config.write_text(box.config.read_text() + "\n[history]\nstart = 2013-01-07\nend = 2013-01-09\n")
+    box.clock.time = MONDAY + 30 * DAY
+    loaded, plans = load(box.config)
+
+    async def drain(point: str | None) -> bool:
+        agent = build(loaded, plans, clock=box.clock, wire=box.wire)
+        agent.sources = [Pushed()]
+        agent.journal._ballast.give_up()
+        failpoint.armed = None if point is None else Full(point, 3)
+        try:
+            return await agent.drain(5.0)
+        finally:
+            assert agent.intake.spool is not None
+            agent.intake.spool.close()
+            agent.journal.close()
+
+    with pytest.raises(JournalFull):
+        asyncio.run(drain("seal_uncommitted"))
+    assert box.wire.windows == []
+    assert asyncio.run(drain(None))
+    assert box.wire.windows == [MONDAY, MONDAY + DAY]
 
 
 def test_an_ack_that_finds_no_room_is_asked_for_again(box: Box) -> None:

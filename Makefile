@@ -36,7 +36,7 @@ soak: setup ## an agent under 200,000 events a second for MINUTES (20): memory f
 	$(BIN)/python -m benchmarks.agent.soak --minutes $(MINUTES)
 
 fuzz: setup ## coverage-guided fuzzing of decode and the readers, five minutes a target
-	for target in typed lines cells frames; do \
+	for target in typed lines cells frames bodies; do \
 	  $(BIN)/python -m tests.fuzz.harness $$target -max_total_time=300 -max_len=256 || exit 1; done
 
 tools: ## what tests need besides Python: a Mosquitto broker from Debian, unpacked under .tools/

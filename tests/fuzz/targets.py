@@ -20,8 +20,10 @@ import pyarrow as pa
 
 from edge_agg.contract.plan import ColumnType
 from edge_agg.errors import SourceUnreadable
+from edge_agg.ingest.arrow_body import frame_of_ipc
 from edge_agg.ingest.decode import decode, typed_schema
 from edge_agg.ingest.file import FileSource
+from edge_agg.ingest.push import BodyRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -95,12 +97,16 @@ def batch_of(data: Bytes) -> tuple[pa.RecordBatch, Mapping[str, ColumnType]]:
 
 
 def typed(data: bytes) -> None:
-    """Any batch is typed: each row is kept or counted, and what is kept is what its schema says."""
+    """Any batch is typed: each row is kept or counted, and what is kept is what its schema says.
+
+    A text may stay in its dictionary.
+    """
     raw, columns = batch_of(Bytes(data))
     with silence() as said:
         batch, rejected = decode(raw, columns)
     assert CANARY.decode() not in said()
-    assert batch.schema == typed_schema(columns)
+    whole = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
+    assert pa.schema([(name, one.type) for name, one in zip(columns, whole, strict=True)]) == typed_schema(columns)
     assert batch.num_rows + rejected == raw.num_rows
     batch.validate(full=True)
 
@@ -125,19 +131,36 @@ def cells(data: bytes) -> None:
 
 
 def frames(data: bytes) -> None:
-    """Any bytes as Arrow IPC: a good stream with bytes of it changed by the input, or the input itself."""
+    """Any bytes as a file of Arrow IPC."""
+    read("arrow", _stream_of(data))
+
+
+def bodies(data: bytes) -> None:
+    """Any bytes as Arrow IPC that is pushed: taken as a whole, or refused with a code; what is taken is sound."""
+    with silence() as said, contextlib.suppress(BodyRefused):
+        frame_of_ipc(_stream_of(data), COLUMNS, limit=1 << 20).batch.validate(full=True)
+    assert CANARY.decode() not in said()
+
+
+def _stream_of(data: bytes) -> bytes:
+    """A good stream with bytes of it changed by the input, or the input itself."""
     changed = Bytes(data)
     if changed.number(8) == 0:
-        read("arrow", changed.rest() + CANARY)
-        return
+        return changed.rest() + CANARY
     stream = bytearray(STREAMS[changed.number(len(STREAMS))])
     for _ in range(1 + changed.number(8)):
         at = int.from_bytes(changed.take(4), "little") % len(stream)
         stream[at] = changed.take(1)[0]
-    read("arrow", bytes(stream))
+    return bytes(stream)
 
 
-TARGETS: Mapping[str, Callable[[bytes], None]] = {"typed": typed, "lines": lines, "cells": cells, "frames": frames}
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "typed": typed,
+    "lines": lines,
+    "cells": cells,
+    "frames": frames,
+    "bodies": bodies,
+}
 
 
 def read(form: str, data: bytes) -> tuple[list[dict[str, object]], SourceUnreadable | None]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
-RUNS = {"typed": 20_000, "lines": 3_000, "cells": 3_000, "frames": 3_000}
+RUNS = {"typed": 20_000, "lines": 3_000, "cells": 3_000, "frames": 3_000, "bodies": 20_000}
 inputs = st.binary(max_size=200)
 
 

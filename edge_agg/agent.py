@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agg.ceilings import give_back
 from edge_agg.clock import wait_first
 from edge_agg.contract.grid import window_of
 from edge_agg.errors import JournalFull
-from edge_agg.ingest.source import Part
-from edge_agg.journal import Position
 from edge_agg.telemetry import Event, emit
 from edge_agg.timekeeper import PLAUSIBLE
 from edge_agg.window import Span
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
     from edge_agg.ingest.source import Source
     from edge_agg.intake import Intake
     from edge_agg.journal import Journal
+    from edge_agg.positions import Positions
     from edge_agg.series import Series
     from edge_agg.timekeeper import Timekeeper
     from edge_agg.uplink import Uplink
@@ -44,8 +42,6 @@ FUTURE = timedelta(days=1)
 """Rows that claim to be from later than this are dropped: a wrong clock somewhere must not open windows ahead."""
 POLL_S = 5.0
 """How often a live agent looks for windows that are due, seconds."""
-TIDY_EVERY = timedelta(hours=1)
-"""How often positions that nobody needs any more are forgotten."""
 NOTE_EVERY = timedelta(minutes=1)
 """How often the journal notes the time, so that a restart can tell that the clock went back."""
 
@@ -71,6 +67,7 @@ class Agent:
     intake: Intake
     series: Sequence[Series]
     journal: Journal
+    positions: Positions
     uplink: Uplink
     clock: Clock
     timekeeper: Timekeeper
@@ -82,9 +79,6 @@ class Agent:
     """What else runs beside a live agent until it stops: the status door, the watchdog."""
     _reach: datetime | None = None
     _noted: datetime | None = None
-    _tidied: datetime | None = None
-    _parts_read: int = 0
-    _positions: list[Position] = field(default_factory=list)
 
     async def drain(self, patience_s: float) -> bool:
         """Read what is there, close every window, send everything, and wait for the acks.
@@ -161,7 +155,7 @@ class Agent:
     async def _deliver_all(self) -> None:
         self._see_ahead()
         for source in self.sources:
-            inlet = self.intake.inlet(source.name, self._parts_done(source.name))
+            inlet = self.intake.inlet(source.name, self.positions.done(source.name))
             await source.deliver(inlet, asyncio.Event(), drain=True)
         await self.intake.wait_idle()
         self._note_parts()
@@ -169,7 +163,7 @@ class Agent:
     # Live
 
     async def _live(self, stop: asyncio.Event) -> None:
-        inlets = [self.intake.inlet(source.name, self._parts_done(source.name)) for source in self.sources]
+        inlets = [self.intake.inlet(source.name, self.positions.done(source.name)) for source in self.sources]
         ended = asyncio.Event()
         crew = [
             asyncio.create_task(work)
@@ -205,7 +199,7 @@ class Agent:
                     self._note_parts()
                     await self._close_until(self._live_watermark)
                     self.intake.forget(age=self.tuning.spool_age)
-                    self._tidy()
+                    self.positions.tidy([source.name for source in self.sources], self.clock.now())
             self._look_at_disk()
             await wait_first(stop.wait(), self.clock.wait(POLL_S))
 
@@ -273,13 +267,13 @@ class Agent:
             self.intake.counts.clear()
             try:
                 for start, i in sorted(due, key=lambda window: (window[0] != self.series[window[1]].drawn, window)):
-                    self.series[i].close(start, self._positions)
-                    self._positions = []
+                    self.series[i].close(start, self.positions.waiting)
+                    self.positions.waiting.clear()
                     self.uplink.wake()
                     await asyncio.sleep(0)
                 if due:
                     give_back()
-                if self._positions and not due:
+                if self.positions.waiting and not due:
                     self._note_positions()
             except JournalFull:
                 self._disk_is_full(full=True)
@@ -289,45 +283,16 @@ class Agent:
 
     def _note_positions(self) -> None:
         counts = sum((series.counts for series in self.series), type(self.series[0].counts)())
-        self.journal.note(self._positions, counts)
-        self._positions = []
+        self.journal.note(self.positions.waiting, counts)
+        self.positions.waiting.clear()
         for series in self.series:
             series.counts.clear()
-
-    def _parts_done(self, source: str) -> list[Part]:
-        done = self.journal.positions_within(source, [series.closed_before for series in self.series])
-        return [Part(path=p.path, size=p.size, mtime_ns=p.mtime_ns, begin=p.begin) for p in done]
 
     def _note_parts(self) -> None:
         """Parts that were read to their end get their position: with the next release, or with nothing."""
         assert self._reach is not None, "rows were taken"
         parts, self.intake.parts = self.intake.parts, []
-        for source, part in parts:
-            self._positions.append(
-                Position(
-                    source=source,
-                    path=part.path,
-                    begin=part.begin,
-                    size=part.size,
-                    mtime_ns=part.mtime_ns,
-                    reach=self._reach,
-                )
-            )
-            self._parts_read += 1
-            emit(Event.PART_READ, source=source, parts=self._parts_read)
-
-    def _tidy(self) -> None:
-        """Forget the positions of files that are gone, and join stretches that touch."""
-        now = self.clock.now()
-        if self._tidied is not None and now - self._tidied < TIDY_EVERY:
-            return
-        self._tidied = now
-        closed = [series.closed_before for series in self.series]
-        with suppress(JournalFull):
-            for source in self.sources:
-                done = self.journal.positions_within(source.name, closed)
-                present = {part.path for part in done if part.mtime_ns == 0 or Path(part.path).exists()}
-                self.journal.tidy_positions(source.name, closed, present=present)
+        self.positions.note(parts, self._reach)
 
     # The disk
 

@@ -22,6 +22,7 @@ from edge_agg.ingest.kinds import source_of
 from edge_agg.intake import Intake
 from edge_agg.journal import Journal
 from edge_agg.policy import Policy, load_policy, veto
+from edge_agg.positions import Positions
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.statement import budget_of
 from edge_agg.series import Account, Series
@@ -112,6 +113,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         intake=intake,
         series=series,
         journal=journal,
+        positions=Positions(journal=journal, series=series),
         uplink=Uplink(
             journal=journal,
             renewal=renewal,

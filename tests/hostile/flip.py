@@ -8,6 +8,7 @@ Prints one JSON object: how many were refused and admitted, and every finding wi
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import mmap
 import os
@@ -134,6 +135,7 @@ def _child(shared: mmap.mmap, first: int, end: int, target: Target) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.disable()  # the parent says which seed it was
     code, one = 0, first
     try:
         for one in range(first, end):

@@ -88,10 +88,12 @@ class Agent:
 
         Raises:
             SourceUnreadable: fix the source and run again; nothing is lost.
+            ConfigInvalid: the windows together do not fit `[memory].limit`: raise it, or drain less at a time.
             JournalFull: there is no room to close every window: make room and run again; nothing is lost.
             JournalFailed, SpoolFailed: repair the disk and run again.
         """
         self._begin()
+        self.intake.waits = False
         sent = asyncio.Event()
         sender = asyncio.create_task(self.uplink.run(sent))
         try:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from edge_agg.clock import wait_first
 from edge_agg.contract.codec import from_us, to_us
-from edge_agg.errors import SpoolFull
+from edge_agg.errors import ConfigInvalid, SpoolFull
 from edge_agg.failpoint import failpoint
 from edge_agg.ingest.decode import typed_schema
 from edge_agg.ingest.handover import in_thread
@@ -80,6 +80,8 @@ class Intake:
     """None: what was handed over is kept in memory alone."""
     ceilings: Ceilings
     clock: Clock
+    waits: bool = True
+    """Whether a read frame waits for room. In a drain nothing would make any: no window closes before all is read."""
     trusted: bool = True
     """Whether the clock is believed; while not, nobody can say which rows are late or ahead."""
     sources: dict[str, SourceState] = field(default_factory=dict)
@@ -111,6 +113,10 @@ class Intake:
             if self._waiting and self._waiting_bytes + size > self.ceilings.waiting_bytes:
                 raise InletFull(CROWDED_S)
         while frame.part is not None and not self._has_room():
+            if not self.waits:
+                raise ConfigInvalid(
+                    "$.memory.limit: a drain holds all its windows at once and has no room: raise it, or drain less"
+                )
             await self.clock.wait(RETRY_S)
         offer = _Offer(frame, source, size, asyncio.get_running_loop().create_future())
         self._waiting.append(offer)

@@ -11,12 +11,12 @@ import apsw
 import numpy as np
 import pytest
 
-from edge_agg import failpoint, telemetry
+from edge_agg import ceilings, failpoint, telemetry
 from edge_agg.agent import FUTURE, POLL_S, Agent
 from edge_agg.assembly import build
 from edge_agg.config import load
 from edge_agg.contract.release import Status
-from edge_agg.errors import JournalFailed, SourceUnreadable
+from edge_agg.errors import ConfigInvalid, JournalFailed, SourceUnreadable
 from edge_agg.ingest.file import FileSource
 from edge_agg.journal import Journal
 from edge_agg.privacy import noise
@@ -215,6 +215,20 @@ def test_a_drain_that_cannot_send_says_so_and_loses_nothing(tmp_path: Path) -> N
     assert drain(config, wire)
     assert wire.requests[0] == first
     assert len(wire.releases) == 4
+
+
+def test_a_drain_that_does_not_fit_its_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee (A12): it ends and names the limit, where waiting would be for ever; nothing was charged."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    monkeypatch.setattr(ceilings, "resident_bytes", lambda: 1 << 50)
+    config, wire = write_config(tmp_path), FakeCollector()
+
+    async def work(agent: Agent) -> None:
+        with pytest.raises(ConfigInvalid, match="memory"):
+            await asyncio.wait_for(agent.drain(5.0), 10)
+        assert agent.journal.entries("people") == []
+
+    with_agent(config, work, wire=wire)
 
 
 def test_no_source_stops_the_agent_before_anything_is_charged(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@
 | `files.py` | reading it and its plans from disk |
 """
 
-from edge_agg.config.files import load, load_plan
+from edge_agg.config.files import load, load_plan, read_toml
 from edge_agg.config.tables import (
     AccountTable,
     AgentTable,
@@ -37,5 +37,6 @@ __all__ = [
     "load",
     "load_plan",
     "plans_of",
+    "read_toml",
     "span_of",
 ]

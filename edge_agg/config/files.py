@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edge_agg.config.tables import AgentTable, CollectorTable, SourceTable
 
+    S = TypeVar("S", bound=msgspec.Struct)
     T = TypeVar("T", bound=AgentTable | CollectorTable | SourceTable)
 
 _PATHS = ("state", "policy", "path", "token_file", "password_file", "ca_file", "cert_file", "key_file")
@@ -36,15 +37,7 @@ def load(path: Path) -> tuple[Config, list[Plan]]:
     Raises:
         ConfigInvalid: naming the file and the path of the first field that is wrong.
     """
-    try:
-        config = msgspec.toml.decode(path.read_bytes(), type=Config)
-    except OSError as error:
-        raise ConfigInvalid(f"{path}: cannot be read ({error.strerror})") from None
-    except msgspec.ValidationError as error:
-        problem, _, field = str(error).partition(" - at `")
-        raise ConfigInvalid(f"{path}: {field.rstrip('`') or '$'}: {problem}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(f"{path}: not TOML: {error}") from None
+    config = read_toml(path, Config)
     home = path.resolve().parent
     config = msgspec.structs.replace(
         config,
@@ -58,6 +51,23 @@ def load(path: Path) -> tuple[Config, list[Plan]]:
         if not holds:
             raise ConfigInvalid(f"{path}: {field}: {problem}")
     return config, plans
+
+
+def read_toml(path: Path, kind: type[S]) -> S:
+    """Read a file into strict tables.
+
+    Raises:
+        ConfigInvalid: naming the file and the path of the first field that is wrong.
+    """
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise ConfigInvalid(f"{path}: cannot be read ({error.strerror})") from None
+    except msgspec.ValidationError as error:
+        problem, _, field = str(error).partition(" - at `")
+        raise ConfigInvalid(f"{path}: {field.rstrip('`') or '$'}: {problem}") from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ConfigInvalid(f"{path}: not TOML: {error}") from None
 
 
 def _placed(table: T, home: Path) -> T:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_agg.config import read_toml
 from edge_agg.contract.plan import parse_duration
 from edge_agg.errors import ConfigInvalid
 
@@ -101,15 +102,7 @@ def load_policy(path: Path) -> Policy:
     Raises:
         ConfigInvalid: naming the file and the path of the first field that is wrong. The agent must not start without.
     """
-    try:
-        policy = msgspec.toml.decode(path.read_bytes(), type=Policy)
-    except OSError as error:
-        raise ConfigInvalid(f"{path}: cannot be read ({error.strerror})") from None
-    except msgspec.ValidationError as error:
-        problem, _, field = str(error).partition(" - at `")
-        raise ConfigInvalid(f"{path}: {field.rstrip('`') or '$'}: {problem}") from None
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        raise ConfigInvalid(f"{path}: not TOML that a policy could be") from None
+    policy = read_toml(path, Policy)
     for field, holds, problem in _rules(policy):
         if not holds:
             raise ConfigInvalid(f"{path}: {field}: {problem}")

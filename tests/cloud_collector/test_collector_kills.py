@@ -6,12 +6,9 @@ retention and checkpoints. What it does not show: power cuts (test_landing, test
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,6 +16,7 @@ from cloud_collector.failpoint import POINTS
 from edge_agg.contract.codec import to_us
 from tests.cloud_collector.kill_child import KEPT, NOW, releases
 from tests.cloud_collector.test_keeping import collecting
+from tests.lives import Lives
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,43 +25,10 @@ ROOT = Path(__file__).parents[2]
 RETIRED = to_us(NOW - KEPT) - to_us(NOW - KEPT) % (24 * 3600 * 10**6)
 
 
-class Lives:
-    """The process that forks collectors."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cloud_collector.kill_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        assert self._read() == "ready"
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def live(self, home: Path, **task: Any) -> str:
-        """One life of the collector in a folder; how it ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"home": str(home), **task}) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def lives() -> Iterator[Lives]:
     """The process that forks collectors."""
-    opened = Lives()
+    opened = Lives("tests.cloud_collector.kill_child")
     yield opened
     opened.close()
 

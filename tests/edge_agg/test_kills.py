@@ -7,14 +7,11 @@ cuts, which lose what was written and not synced; those need a file system that 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import apsw
 import pytest
@@ -23,6 +20,7 @@ from edge_agg.contract import codec
 from edge_agg.contract.v1 import release_pb2
 from edge_agg.failpoint import POINTS
 from tests.fakes import DAY, MONDAY, WEEK, Row, small_plan_text, write_config, write_events
+from tests.lives import Lives
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,43 +44,10 @@ def lay_out(home: Path) -> Path:
     return home
 
 
-class Lives:
-    """The process that forks agents."""
-
-    def __init__(self, warm: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.edge_agg.kill_child", str(warm)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        assert self._read() == "ready"
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def live(self, home: Path, **task: Any) -> str:
-        """One life of the agent in a folder; how it ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"home": str(home), **task}) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
     """The process that forks agents, warmed up."""
-    opened = Lives(lay_out(tmp_path_factory.mktemp("warm") / "home"))
+    opened = Lives("tests.edge_agg.kill_child", str(lay_out(tmp_path_factory.mktemp("warm") / "home")))
     yield opened
     opened.close()
 

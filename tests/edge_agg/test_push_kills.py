@@ -17,8 +17,9 @@ from edge_agg.contract import codec
 from edge_agg.contract.plan import parse_plan
 from edge_agg.failpoint import POINTS, SPOOL_POINTS
 from tests.edge_agg.kill_child import PUSHED_ROWS
-from tests.edge_agg.test_kills import Lives, lines
+from tests.edge_agg.test_kills import lines
 from tests.fakes import small_plan_text, write_config
+from tests.lives import Lives
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def lay_out(home: Path) -> Path:
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
     """The process that forks agents, warmed up."""
-    opened = Lives(lay_out(tmp_path_factory.mktemp("warm") / "home"))
+    opened = Lives("tests.edge_agg.kill_child", str(lay_out(tmp_path_factory.mktemp("warm") / "home")))
     yield opened
     opened.close()
 

@@ -15,7 +15,7 @@ from benchmarks.privacy import tables
 from benchmarks.privacy.bars import FLAT, MAIN, NOISE, SCALE, bars
 from benchmarks.privacy.chart import chart
 from benchmarks.privacy.events import CATEGORY_EXPONENT, FLAT_EXPONENT, UNIT_EXPONENT
-from benchmarks.privacy.question import DELTA, EPSILON, MAX_PARTITIONS, MAX_ROWS, Case
+from benchmarks.privacy.question import BINS, DELTA, EPSILON, MAX_PARTITIONS, MAX_ROWS, Case
 from benchmarks.privacy.registry import SYSTEMS
 from benchmarks.privacy.result import Results, load
 from benchmarks.privacy.truth import FREQUENT
@@ -45,7 +45,7 @@ epsilon {epsilon:g}, delta {delta:g}, amounts clipped to 0 .. 100.
 | B | a sum of clipped amounts, by the same |
 | C | count and mean, over 50,000 categories that have to be discovered |
 | D | distinct units, by the 1,000 |
-| E | p50 and p95 of amounts, by the 1,000 |
+| E | p50 and p95 of amounts, by the 1,000; {bins} public edges where a system wants edges or candidates |
 
 Activity over units follows a Zipf law with exponent {unit_exponent:g}, popularity of categories one with exponent
 {category_exponent:g}, independent of each other; ids are dealt at random. Half of all events then belong to a few
@@ -129,6 +129,7 @@ def _page(results: Results) -> str:
         frequent=FREQUENT,
         epsilon=EPSILON,
         delta=DELTA,
+        bins=BINS,
         unit_exponent=UNIT_EXPONENT,
         flat_exponent=FLAT_EXPONENT,
         category_exponent=CATEGORY_EXPONENT,

@@ -29,8 +29,8 @@ RESOLUTION: Final = 0.01
 EPSILON: Final = 1.0
 DELTA: Final = 1e-6
 QUANTILES: Final = (0.5, 0.95)
-BINS: Final = 100
-"""Public edges for quantiles, where a system wants edges or candidates: one step of the range each."""
+BINS: Final = 20
+"""Public edges for quantiles, where a system wants edges or candidates: five steps of the range each."""
 PUBLIC: Final = 1_000
 """Categories 0 .. PUBLIC - 1 are the plan's, known before the data is read."""
 DISCOVERED: Final = 50_000

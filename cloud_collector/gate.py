@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 from cloud_collector.admission import Refused
 from cloud_collector.caller import LOCAL, Caller, Kind
+from cloud_collector.denied import fingerprints
 from cloud_collector.errors import StoreFailed
 from cloud_collector.telemetry import Event, begin_request, emit
 from edge_agg.contract.errors import IdentityInvalid
@@ -78,7 +78,7 @@ class _Shown:
     begins: datetime
     ends: datetime
     fingerprints: tuple[str, ...]
-    """sha256 in hex: its own, then those of the issuers that came with it."""
+    """sha256 in hex, of every form: its own, then those of the issuers that came with it."""
 
 
 class Identification:
@@ -137,7 +137,7 @@ def _shown(certificate: bytes, chain: bytes) -> _Shown | None:
         serial=own.serial_number,
         begins=own.not_valid_before_utc,
         ends=own.not_valid_after_utc,
-        fingerprints=tuple(one.fingerprint(hashes.SHA256()).hex() for one in (own, *issuers)),
+        fingerprints=tuple(form for one in (own, *issuers) for form in fingerprints(one)),
     )
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloud_collector.authority import certificate as make
 from cloud_collector.authority.index import Index, Issued
-from cloud_collector.errors import ConfigInvalid, RequestInvalid
+from cloud_collector.errors import ConfigInvalid, RequestInvalid, StoreFailed
 from cloud_collector.files import write
 from edge_agg.contract.errors import IdentityInvalid
 from edge_agg.contract.spiffe import SpiffeId, is_domain
@@ -185,10 +185,19 @@ class Authority:
             ]
             for one in chosen:
                 self._index.revoke(one.serial, now)
-            path = self._folder / DENIED
             lines = "".join(f"{_entry(one)}  # {one.subject}\n" for one in chosen)
-            write(path, path.read_bytes() + lines.encode())
+            write(self._folder / DENIED, self._denied() + lines.encode())
         return chosen
+
+    def _denied(self) -> bytes:
+        """The list so far, whose last line is over, whoever wrote it."""
+        try:
+            so_far = (self._folder / DENIED).read_bytes()
+        except FileNotFoundError:
+            return _DENIED_HEAD.encode()
+        except OSError:
+            raise StoreFailed(f"{DENIED}: cannot be read") from None
+        return so_far if so_far.endswith(b"\n") else so_far + b"\n"
 
     def _renewable(self, serial: int) -> Issued:
         held = [one for one in self._index.find(serial=serial) if one.revoked is None]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from cloud_collector.commands import CODES, ca, coded, show, table_of, token
+from cloud_collector.commands import CODES, coded, show, table_of, token
 from cloud_collector.fleet import fleet
+from cloud_collector.issuing import ca
 from cloud_collector.stores import backup, restore, verify
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -56,6 +56,8 @@ class Tls:
     """`host:port` for those who have no certificate: bearer tokens and enrollment; nowhere if None."""
     authority: Path | None
     """The folder of the authority that enrolls devices; without one, none are."""
+    authority_passphrase_file: Path | None
+    """Holds what opens the authority's `issuer.key`; None: it is not encrypted."""
     max_connection_age_s: float
     """A connection is told to end after this time, seconds."""
     max_connection_grace_s: float
@@ -164,6 +166,7 @@ class _Tls(_Strict, frozen=True, kw_only=True):
     trust_domain: str
     listen_open: str | None = None
     authority: str | None = None
+    authority_passphrase_file: str | None = None
     max_connection_age: str = "15m"
     max_connection_grace: str = "1m"
 
@@ -249,6 +252,8 @@ def _tls(table: _Tls, folder: Path) -> Tls:
     authority = None if table.authority is None else folder / table.authority
     held = authority is None or (authority / "issuer.pem").is_file()
     _require("$.tls.authority", held, "holds no authority; make one with `cloud-collector ca init`")
+    passphrase = table.authority_passphrase_file
+    _require("$.tls.authority_passphrase_file", passphrase is None or authority is not None, "needs an authority")
     return Tls(
         cert_file=(folder / table.cert_file).absolute(),  # a link stays one: what it points to may be exchanged
         key_file=(folder / table.key_file).absolute(),
@@ -257,6 +262,8 @@ def _tls(table: _Tls, folder: Path) -> Tls:
         trust_domain=table.trust_domain,
         listen_open=table.listen_open,
         authority=None if authority is None else authority.absolute(),
+        # It is read when it is needed: the supervisor may show it to the service alone.
+        authority_passphrase_file=None if passphrase is None else (folder / passphrase).absolute(),
         max_connection_age_s=_seconds("$.tls.max_connection_age", table.max_connection_age),
         max_connection_grace_s=_seconds("$.tls.max_connection_grace", table.max_connection_grace),
     )

@@ -231,7 +231,8 @@ def _door(max_calls: int, store_failed: Callable[[], None]) -> Iterator[Door]:
 def _enrollment(config: Config, door: Door) -> EnrollmentService:
     if config.tls is None:
         return EnrollmentService(None, None, door=door)
-    return EnrollmentService(config.tls.authority, config.tls.ca_file, door=door)
+    tls = config.tls
+    return EnrollmentService(tls.authority, tls.ca_file, passphrase=tls.authority_passphrase_file, door=door)
 
 
 def _now() -> datetime:

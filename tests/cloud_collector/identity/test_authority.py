@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_collector.authority import certificate as make
+from cloud_collector.authority import denylist
 from cloud_collector.authority import index as room
 from cloud_collector.authority.folder import Authority
 from cloud_collector.authority.index import Index
@@ -217,7 +218,7 @@ def test_a_revocation_stands_whatever_a_person_wrote_into_the_list(
     """A last line without its end, no list at all. Mutant: the entry is put behind what is there."""
     for n, before in enumerate(["id:spiffe://a/b/lga", "id:spiffe://a/b/lga\n", "", None]):
         check_revoked_beside(fleet, f"a{n}", before)
-    monkeypatch.setattr(Authority, "_denied", lambda self: (fleet.pki / "denied.txt").read_bytes())
+    monkeypatch.setattr(denylist, "so_far", lambda folder: (folder / "denied.txt").read_bytes())
     with pytest.raises((AssertionError, ConfigInvalid)):
         check_revoked_beside(fleet, "b", "id:spiffe://a/b/lga")
 

@@ -102,7 +102,8 @@ def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
         with pytest.raises(AccessDenied, match="revoked"):
             ask(address)
     assert ok("ca", "list", home / "pki").count("revoked") == 2
-    assert "nothing" in ok("ca", "revoke", home / "pki", f"{first:x}")
+    assert "no certificate" in ok("ca", "revoke", home / "pki", f"{first:x}")
+    assert "denied.txt" in run("ca", "revoke", home / "pki", f"{first:x}").stderr
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,15 @@ def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
         (["ca", "renew", "pki"], 2),
         (["ca", "renew", "pki", "--root", "--issuer"], 2),
         (["ca", "revoke", "pki", "xyz"], 2),
+        (["ca", "revoke", "pki", "abc"], 3),
+        (["ca", "revoke", "pki", "spiffe://fleet.example/acme/nobody"], 3),
+        (["ca", "issue", "pki", "--server", "two words", "--out", "x"], 3),
+        (["ca", "issue", "pki", "--server", "-a.example", "--out", "x"], 3),
+        (["ca", "issue", "pki", "--server", "a..example", "--out", "x"], 3),
+        (["ca", "issue", "pki", "--agent", "a", "--out", "pki/index.sqlite/x"], 5),
+        (["ca", "init", "pki/index.sqlite/new", "--trust-domain", "fleet.example"], 5),
+        (["ca", "protect", "pki"], 2),
+        (["ca", "protect", "pki", "--open", "--new-passphrase-file", "collector.toml"], 2),
         (["ca", "token", "pki", "--agent", ".."], 3),
         (["token", "issue", "a b", "--config", "collector.toml"], 3),
     ],

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MAX_WORKERS = 64
 """More processes than this only wait for each other's commits."""
 
+CONNECTIONS = 4096
+"""So many at one address, idle, cost a process 330 MB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanEntry:
@@ -80,6 +83,8 @@ class Config:
     """Releases that may wait for a commit; more are refused as overload."""
     max_batch: int
     """Releases in one request."""
+    max_connections: int = CONNECTIONS
+    """Of one process, at each of its addresses; one more is closed before its handshake."""
     plans: tuple[PlanEntry, ...]
     """Registered at start."""
     workers: int = 1
@@ -152,6 +157,7 @@ class _Limits(_Strict, frozen=True, kw_only=True):
     max_message_bytes: int = 16 * 2**20
     max_queued_releases: int = 4096
     max_batch: int = 64
+    max_connections: int = CONNECTIONS
 
 
 class _Fleet(_Strict, frozen=True, kw_only=True):
@@ -223,6 +229,7 @@ def load(path: Path) -> Config:
         max_message_bytes=file.limits.max_message_bytes,
         max_queued_releases=file.limits.max_queued_releases,
         max_batch=file.limits.max_batch,
+        max_connections=file.limits.max_connections,
         plans=tuple(_plan_entry(i, entry, folder) for i, entry in enumerate(file.plan)),
         workers=file.collector.workers,
         monitor=file.monitor.listen,
@@ -270,7 +277,7 @@ def _tls(table: _Tls, folder: Path) -> Tls:
 
 
 def _check_limits(limits: _Limits) -> None:
-    for name in ("max_message_bytes", "max_queued_releases", "max_batch"):
+    for name in ("max_message_bytes", "max_queued_releases", "max_batch", "max_connections"):
         _require(f"$.limits.{name}", 1 <= getattr(limits, name) < 2**31, "must lie in 1 .. 2**31 - 1")
     _require("$.limits.max_batch", limits.max_batch <= limits.max_queued_releases, "exceeds max_queued_releases")
 

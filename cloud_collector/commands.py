@@ -53,11 +53,15 @@ def issue_token(name: str, tenant: str, plans: tuple[str, ...], days: int, confi
     """Print a token for the analyst NAME."""
     with coded():
         from cloud_collector import config as settings
+        from cloud_collector.plans import PlanRegistry
         from cloud_collector.tokens import Tokens
 
-        now = datetime.now(UTC)
-        with contextlib.closing(Tokens(settings.load(config).tokens_path)) as tokens:
+        now, told = datetime.now(UTC), settings.load(config)
+        with contextlib.closing(Tokens(told.tokens_path)) as tokens:
             given = tokens.issue(tenant, name, plans=plans or None, now=now, ends=now + timedelta(days=days))
+        known = {one.plan.name for one in PlanRegistry(told.plans_path).list(tenant)}
+        for plan in sorted(set(plans) - known):
+            click.echo(f"note: no plan of {tenant} is registered as {plan!r} yet", err=True)
         click.echo(given[1])
         click.echo(f"its id is {given[0]}; the token itself is kept nowhere", err=True)
 
@@ -87,11 +91,15 @@ def revoke_token(token_id: str, config: Path) -> None:
     """Let the token of this id in no more, from the next call on."""
     with coded():
         from cloud_collector import config as settings
+        from cloud_collector.errors import RequestInvalid
         from cloud_collector.tokens import Tokens
 
         with contextlib.closing(Tokens(settings.load(config).tokens_path)) as tokens:
             gone = tokens.revoke(token_id, datetime.now(UTC))
-        click.echo("revoked" if gone else "no such token is let in")
+            known = gone or token_id in {one.id for one in tokens.list()}
+        if not known:
+            raise RequestInvalid("no token has this id; `cloud-collector token list` shows them")
+        click.echo("revoked" if gone else "it was revoked before")
 
 
 @contextlib.contextmanager

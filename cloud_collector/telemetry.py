@@ -75,6 +75,8 @@ class Event(StrEnum):
     """New connections get another certificate, key or CA from now on."""
     TLS_FILES_UNUSABLE = "tls_files_unusable"
     """An alarm: the files changed and do not fit; those from before stay in use. Fields: problem."""
+    CERTIFICATE_AGED = "certificate_aged"
+    """An alarm: a certificate that is renewed by hand ends soon. Fields: certificate (server, ca, issuer), ends."""
     REQUEST_FAILED = "request_failed"
     """A call ended in an error nobody foresaw. Fields: method, request_id, cause, caller."""
     WORKER_STARTED = "worker_started"
@@ -89,7 +91,13 @@ _ALARMS = frozenset(
     {
         *(Event.AGENT_REINSTALLED, Event.AGENT_BEHIND, Event.UPKEEP_FAILED),
         *(Event.AGENT_FENCED, Event.LANDING_FAILED, Event.SEAL_FAILED, Event.REQUEST_FAILED),
-        *(Event.AUTHORITY_UNUSABLE, Event.DENY_LIST_UNUSABLE, Event.TLS_FILES_UNUSABLE, Event.WORKER_DIED),
+        *(
+            Event.CERTIFICATE_AGED,
+            Event.AUTHORITY_UNUSABLE,
+            Event.DENY_LIST_UNUSABLE,
+            Event.TLS_FILES_UNUSABLE,
+            Event.WORKER_DIED,
+        ),
     }
 )
 _AT_WILL = frozenset({Event.RELEASE_REFUSED, Event.REQUEST_REFUSED, Event.REQUEST_FAILED, Event.AUTHORITY_UNUSABLE})

@@ -69,7 +69,8 @@ def test_a_token_is_issued_used_listed_and_revoked(home: Path) -> None:
     config = home / "collector.toml"
     given = run("token", "issue", "ann", "--tenant", "acme", "--plan", "flights", "--config", config)
     assert given.exit_code == 0, given.output
-    secret, token_id = given.stdout.strip(), given.stderr.split()[3].rstrip(";")
+    assert "no plan of acme is registered as 'flights' yet" in given.stderr
+    secret, token_id = given.stdout.strip(), given.stderr.split("its id is ")[1].partition(";")[0]
     listed = ok("token", "list", "--config", config)
     assert token_id in listed
     assert secret not in listed
@@ -77,7 +78,9 @@ def test_a_token_is_issued_used_listed_and_revoked(home: Path) -> None:
     with running(load(config)) as address:
         assert address
     assert "revoked" in ok("token", "revoke", token_id, "--config", config)
-    assert "no such token" in ok("token", "revoke", token_id, "--config", config)
+    assert "before" in ok("token", "revoke", token_id, "--config", config)
+    unknown = run("token", "revoke", "00000000", "--config", config)
+    assert (unknown.exit_code, "no token has this id" in unknown.stderr) == (3, True)
     assert "revoked" in ok("token", "list", "--config", config)
 
 

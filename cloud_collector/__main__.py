@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from cloud_collector.commands import CODES, ca, coded, show, table_of, token
+from cloud_collector.commands import CODES, coded, show, table_of, token
 from cloud_collector.fleet import fleet
+from cloud_collector.issuing import ca
 from cloud_collector.stores import backup, restore, verify
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -39,15 +40,17 @@ def serve(config: Path) -> None:
         if loaded.workers > 1:  # before the library that keeps figures is imported, by whichever module
             figures.share(loaded.figures_path)
         from cloud_collector import server, supervisor
+        from cloud_collector.notify import Notifier
+
+        notifier = Notifier.from_environment()
+
+        def ready(address: str) -> None:
+            click.echo(f"listening on {address}")
+            notifier.ready(address)
 
         run = supervisor.serve if loaded.workers > 1 else server.serve
-        asyncio.run(
-            run(
-                loaded,
-                ready=lambda address: click.echo(f"listening on {address}"),
-                monitored=lambda address: click.echo(f"monitored on {address}"),
-            )
-        )
+        serving = run(loaded, ready=ready, monitored=lambda address: click.echo(f"monitored on {address}"))
+        asyncio.run(notifier.around(serving))
 
 
 @cli.group(epilog=CODES)

@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
+import weakref
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -122,6 +123,8 @@ class Client:
 
     def __init__(self, channel: grpc.Channel, *, timeout_s: float) -> None:
         self._channel = channel
+        # A channel that is open when the interpreter ends waits there for a thread that is gone, and never ends.
+        self._hang_up = weakref.finalize(self, channel.close)
         self._timeout_s = timeout_s
         self._stub = QueryServiceStub(channel)
 
@@ -213,7 +216,7 @@ class Client:
 
     def close(self) -> None:
         """Hang up; safe to call twice."""
-        self._channel.close()
+        self._hang_up()
 
     def __enter__(self) -> Self:
         return self

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MAX_WORKERS = 64
 """More processes than this only wait for each other's commits."""
 
+CONNECTIONS = 4096
+"""So many at one address, idle, cost a process 330 MB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanEntry:
@@ -56,6 +59,8 @@ class Tls:
     """`host:port` for those who have no certificate: bearer tokens and enrollment; nowhere if None."""
     authority: Path | None
     """The folder of the authority that enrolls devices; without one, none are."""
+    authority_passphrase_file: Path | None
+    """Holds what opens the authority's `issuer.key`; None: it is not encrypted."""
     max_connection_age_s: float
     """A connection is told to end after this time, seconds."""
     max_connection_grace_s: float
@@ -78,6 +83,8 @@ class Config:
     """Releases that may wait for a commit; more are refused as overload."""
     max_batch: int
     """Releases in one request."""
+    max_connections: int = CONNECTIONS
+    """Of one process, at each of its addresses; one more is closed before its handshake."""
     plans: tuple[PlanEntry, ...]
     """Registered at start."""
     workers: int = 1
@@ -150,6 +157,7 @@ class _Limits(_Strict, frozen=True, kw_only=True):
     max_message_bytes: int = 16 * 2**20
     max_queued_releases: int = 4096
     max_batch: int = 64
+    max_connections: int = CONNECTIONS
 
 
 class _Fleet(_Strict, frozen=True, kw_only=True):
@@ -164,6 +172,7 @@ class _Tls(_Strict, frozen=True, kw_only=True):
     trust_domain: str
     listen_open: str | None = None
     authority: str | None = None
+    authority_passphrase_file: str | None = None
     max_connection_age: str = "15m"
     max_connection_grace: str = "1m"
 
@@ -220,6 +229,7 @@ def load(path: Path) -> Config:
         max_message_bytes=file.limits.max_message_bytes,
         max_queued_releases=file.limits.max_queued_releases,
         max_batch=file.limits.max_batch,
+        max_connections=file.limits.max_connections,
         plans=tuple(_plan_entry(i, entry, folder) for i, entry in enumerate(file.plan)),
         workers=file.collector.workers,
         monitor=file.monitor.listen,
@@ -249,6 +259,8 @@ def _tls(table: _Tls, folder: Path) -> Tls:
     authority = None if table.authority is None else folder / table.authority
     held = authority is None or (authority / "issuer.pem").is_file()
     _require("$.tls.authority", held, "holds no authority; make one with `cloud-collector ca init`")
+    passphrase = table.authority_passphrase_file
+    _require("$.tls.authority_passphrase_file", passphrase is None or authority is not None, "needs an authority")
     return Tls(
         cert_file=(folder / table.cert_file).absolute(),  # a link stays one: what it points to may be exchanged
         key_file=(folder / table.key_file).absolute(),
@@ -257,13 +269,15 @@ def _tls(table: _Tls, folder: Path) -> Tls:
         trust_domain=table.trust_domain,
         listen_open=table.listen_open,
         authority=None if authority is None else authority.absolute(),
+        # It is read when it is needed: the supervisor may show it to the service alone.
+        authority_passphrase_file=None if passphrase is None else (folder / passphrase).absolute(),
         max_connection_age_s=_seconds("$.tls.max_connection_age", table.max_connection_age),
         max_connection_grace_s=_seconds("$.tls.max_connection_grace", table.max_connection_grace),
     )
 
 
 def _check_limits(limits: _Limits) -> None:
-    for name in ("max_message_bytes", "max_queued_releases", "max_batch"):
+    for name in ("max_message_bytes", "max_queued_releases", "max_batch", "max_connections"):
         _require(f"$.limits.{name}", 1 <= getattr(limits, name) < 2**31, "must lie in 1 .. 2**31 - 1")
     _require("$.limits.max_batch", limits.max_batch <= limits.max_queued_releases, "exceeds max_queued_releases")
 

@@ -13,7 +13,8 @@ from cryptography import x509
 
 from cloud_collector.admission import Refused
 from cloud_collector.authority.folder import Authority
-from cloud_collector.errors import ConfigInvalid, RequestInvalid
+from cloud_collector.authority.keys import Passphrases
+from cloud_collector.errors import ConfigInvalid, RequestInvalid, StoreFailed
 from cloud_collector.gate import caller
 from cloud_collector.telemetry import Event, emit
 from edge_agg.contract.refusal import Refusal
@@ -22,6 +23,7 @@ from edge_agg.contract.v1.enrollment_pb2_grpc import EnrollmentServiceServicer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import Any
 
@@ -40,13 +42,23 @@ class EnrollmentService(EnrollmentServiceServicer):
     Args:
         folder: the authority's; without one, nothing is given out.
         anchors: the file of the CA that callers of this collector should trust.
+        passphrase: the file of what opens the issuer's key; looked at whenever the key is.
         door: what bounds the calls in work.
+
+    Raises:
+        ConfigInvalid: the authority could give nothing out.
     """
 
-    def __init__(self, folder: Path | None, anchors: Path | None, *, door: Door) -> None:
+    def __init__(
+        self, folder: Path | None, anchors: Path | None, *, passphrase: Path | None = None, door: Door
+    ) -> None:
         self._folder = folder
         self._anchors = anchors
+        self._passphrase = passphrase
         self._door = door
+        if folder is not None:
+            with self._opened(folder) as authority:
+                authority.check()
 
     async def GetTrust(self, request: pb.GetTrustRequest, context: Context) -> pb.GetTrustResponse:  # noqa: N802  # the contract's name
         """Say which roots to trust; the caller compares a fingerprint."""
@@ -81,12 +93,18 @@ class EnrollmentService(EnrollmentServiceServicer):
         if self._folder is None:
             raise Refused(Refusal.ENROLLMENT_REFUSED)
         try:
-            with Authority.opened(self._folder) as authority:
+            with self._opened(self._folder) as authority:
                 chain = issue(authority)
-        except (RequestInvalid, ConfigInvalid):
+        except RequestInvalid:
             raise Refused(Refusal.ENROLLMENT_REFUSED) from None
+        except (ConfigInvalid, StoreFailed) as error:  # ours, not the device's: it keeps its token and asks again
+            emit(Event.AUTHORITY_UNUSABLE, how=how, problem=str(error))
+            raise
         made = x509.load_pem_x509_certificate(chain)
         names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         agent = names.get_values_for_type(x509.UniformResourceIdentifier)[0]
         emit(Event.CERTIFICATE_ISSUED, how=how, agent=agent, serial=f"{made.serial_number:x}")
         return chain
+
+    def _opened(self, folder: Path) -> AbstractContextManager[Authority]:
+        return Authority.opened(folder, unlock=Passphrases.read(issuer=self._passphrase))

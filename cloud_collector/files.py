@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder for its owner alone where there is none; raises StoreFailed."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreFailed(f"{path.name}: the folder cannot be made ({error.strerror})") from None
+
+
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file so that a reader, and a crash at any instant, finds the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")

@@ -60,6 +60,8 @@ def fleet(context: click.Context, config: Path | None) -> None:
 def fence(agent: str, tenant: str, reason: str, who: str, config: Path) -> None:
     """Refuse new releases of AGENT from now on; it keeps them and tries again much later."""
     with coded(), _landing(config) as landing:
+        if (tenant, agent) not in {(one.tenant, one.agent) for one in landing.agents() if one.releases}:
+            click.echo(f"note: no release of an agent {agent!r} of {tenant!r} was ever taken", err=True)
         raised = landing.fence(tenant, agent, who=who, note=reason)
         click.echo("fenced" if raised else "already fenced")
 

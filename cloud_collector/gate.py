@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 from cloud_collector.admission import Refused
 from cloud_collector.caller import LOCAL, Caller, Kind
+from cloud_collector.denied import fingerprints
 from cloud_collector.errors import StoreFailed
-from cloud_collector.telemetry import Event, begin_request, emit
+from cloud_collector.telemetry import Event, begin_request, caller_named, emit, name_caller
 from edge_agg.contract.errors import IdentityInvalid
 from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
 from edge_agg.contract.spiffe import SpiffeId
@@ -74,11 +74,13 @@ class _Shown:
     """What a certificate says that the handshake has verified."""
 
     id: SpiffeId
+    text: str
+    """The id, written down."""
     serial: int
     begins: datetime
     ends: datetime
     fingerprints: tuple[str, ...]
-    """sha256 in hex: its own, then those of the issuers that came with it."""
+    """sha256 in hex, of every form: its own, then those of the issuers that came with it."""
 
 
 class Identification:
@@ -110,13 +112,16 @@ class Identification:
         found = self._tokens.caller(secret, self._now()) if len(tokens) == 1 and scheme == "Bearer" else None
         if found is None:
             raise Refused(Refusal.UNAUTHENTICATED)
+        name_caller(f"{found.tenant}/analyst/{found.name}")
         return found
 
     def _certified(self, certificate: bytes, chain: bytes) -> Caller:
         shown = _shown(certificate, chain)
+        if shown is not None:
+            name_caller(shown.text)
         if shown is None or shown.id.domain != self._domain or not shown.begins <= self._now() < shown.ends:
             raise Refused(Refusal.UNAUTHENTICATED)
-        if self._denied.denies(serial=shown.serial, spiffe_id=str(shown.id), fingerprints=shown.fingerprints):
+        if self._denied.denies(serial=shown.serial, spiffe_id=shown.text, fingerprints=shown.fingerprints):
             raise Refused(Refusal.REVOKED)
         return Caller.of(shown.id, serial=shown.serial)
 
@@ -134,10 +139,11 @@ def _shown(certificate: bytes, chain: bytes) -> _Shown | None:
         return None
     return _Shown(
         id=spiffe_id,
+        text=str(spiffe_id),
         serial=own.serial_number,
         begins=own.not_valid_before_utc,
         ends=own.not_valid_after_utc,
-        fingerprints=tuple(one.fingerprint(hashes.SHA256()).hex() for one in (own, *issuers)),
+        fingerprints=tuple(form for one in (own, *issuers) for form in fingerprints(one)),
     )
 
 
@@ -207,6 +213,7 @@ def _guarded(handler: Handler, method: str, enter: Callable[[str, Context], Awai
 
 async def refuse(method: str, context: Context, refusal: Refusal) -> None:
     """End a call by the contract's table: a code, a constant text, a status; raises, as `abort` does."""
+    _name_peer(context)
     emit(Event.REQUEST_REFUSED, method=method, refusal=str(refusal))
     least, most = PUSHBACK_MS
     trailing = [(REFUSAL_KEY, str(refusal))]
@@ -219,7 +226,14 @@ async def refuse(method: str, context: Context, refusal: Refusal) -> None:
 async def fail(method: str, context: Context, cause: str) -> None:
     """End a call that met something unforeseen: a random id for the log, and nothing else."""
     request_id = begin_request()
+    _name_peer(context)
     emit(Event.REQUEST_FAILED, method=method, request_id=request_id, cause=cause)
     rule = RULES[Refusal.INTERNAL]
     details = f"{rule.text} ({request_id})"
     await context.abort(grpc.StatusCode[rule.status], details, ((REFUSAL_KEY, str(Refusal.INTERNAL)),))
+
+
+def _name_peer(context: Context) -> None:
+    """Name a caller who showed nothing by their address."""
+    if not caller_named():
+        name_caller(context.peer())

@@ -9,6 +9,7 @@ refused to every call of the group, and none of it was promised; a group is neve
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import TYPE_CHECKING, Protocol
 
 from cloud_collector.errors import Overloaded
@@ -59,7 +60,7 @@ class Groups:
         self._waiting.append((releases, future))
         self._depth += len(releases)
         if self._committing is None:
-            self._committing = asyncio.create_task(self._commit())
+            self._committing = asyncio.create_task(self._commit(), context=Context())  # it is no one call's
         return await future
 
     async def _commit(self) -> None:

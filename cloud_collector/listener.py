@@ -1,9 +1,9 @@
 """The gRPC server of one process: its services, its addresses, and what it takes of a connection.
 
 Place: before the gate; built by the server's composition.
-Invariants: without TLS no address but loopback is listened on, whoever made the config; a connection is bounded in
-calls, header bytes, pings, age and idle time before any of our code sees it; the end takes no new calls and finishes
-those in work.
+Invariants: without TLS no address but loopback is listened on, whoever made the config; connections are bounded in
+number, and each in calls, header bytes, pings, age and idle time, before any of our code sees it; the end takes no new
+calls and finishes those in work.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def _options(config: Config) -> list[tuple[str, int]]:
     options = {
         **BOUNDS,
         "grpc.max_receive_message_length": config.max_message_bytes,
+        "grpc.max_allowed_incoming_connections": config.max_connections,  # at each address: strangers take no agent's
         # One collector to a port: a second one would split the agents' calls. Its own workers are meant to.
         "grpc.so_reuseport": int(config.workers > 1),
     }

@@ -55,13 +55,25 @@ _SEALED_AT = Gauge(
     registry=_REGISTRY,
     multiprocess_mode="max",
 )
+_CERTIFICATE_ENDS = Gauge(
+    "collector_certificate_ends_timestamp_seconds",
+    "When a certificate ends that is renewed by hand",
+    ["certificate"],
+    registry=_REGISTRY,
+    multiprocess_mode="mostrecent",
+)
 _EVENTS = {
     event: Counter(f"collector_{event.value}", text, registry=_REGISTRY)
     for event, text in {
         Event.AGENT_FENCED: "Agents that sent two different releases for one window",
         Event.LANDING_FAILED: "Commits that the disk refused",
         Event.SEAL_FAILED: "Passes of the sealer that failed",
+        Event.AGENT_REINSTALLED: "Agents that came with a new journal",
+        Event.AGENT_BEHIND: "Agents that had sent more than a restored backup knew",
+        Event.UPKEEP_FAILED: "Rounds of retention and compaction that failed",
         Event.DENY_LIST_UNUSABLE: "Times that the deny list could not be read",
+        Event.TLS_FILES_UNUSABLE: "Times that certificate, key and CA changed and did not fit",
+        Event.AUTHORITY_UNUSABLE: "Certificates that should have been issued and could not be",
     }.items()
 }
 _WORKERS_DIED = Counter("collector_workers_died", "Processes that ended without being told to", registry=_REGISTRY)
@@ -126,6 +138,11 @@ def waiting(releases: int) -> Iterator[None]:
 def opened(calls: int) -> None:
     """Say how many calls are being received or in work in this process."""
     _RECEIVING.set(calls)
+
+
+def certificate_ends(kind: str, moment_s: float) -> None:
+    """Say when a certificate ends, in seconds since 1970."""
+    _CERTIFICATE_ENDS.labels(kind).set(moment_s)
 
 
 def _method(name: str) -> str:

@@ -22,6 +22,7 @@ from cloud_collector import metrics, tracing
 from cloud_collector.denied import DenyList
 from cloud_collector.enrollment import EnrollmentService
 from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.expiry import look_until
 from cloud_collector.gate import Gate, Identification, local
 from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
@@ -114,8 +115,9 @@ async def serve(
                 waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
                 upkeep = stores.upkeep(registry, retention) if alone else None
                 keeping = asyncio.create_task(keep_until(waits, turns, upkeep, config.upkeep_every_s, note_failure))
+                looking = asyncio.create_task(look_until(waits, config.tls if alone else None))
                 await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
-                await keeping
+                await asyncio.gather(keeping, looking)
         if alone and not broken.is_set():
             await asyncio.to_thread(turns.seal)
     emit(Event.COLLECTOR_STOPPED)
@@ -144,8 +146,9 @@ async def seal(config: Config, *, ready: Callable[[str], None], stop: asyncio.Ev
         waits = [asyncio.create_task(event.wait()) for event in (stop, broken)]
         upkeep = stores.upkeep(registry, retention)
         keeping = asyncio.create_task(keep_until(waits, turns, upkeep, config.upkeep_every_s, note_failure))
+        looking = asyncio.create_task(look_until(waits, config.tls))
         await seal_until(waits, turns.seal, config.seal_every_s, note_failure)
-        await keeping
+        await asyncio.gather(keeping, looking)
         if not broken.is_set():
             await asyncio.to_thread(turns.seal)
     if broken.is_set():
@@ -231,7 +234,8 @@ def _door(max_calls: int, store_failed: Callable[[], None]) -> Iterator[Door]:
 def _enrollment(config: Config, door: Door) -> EnrollmentService:
     if config.tls is None:
         return EnrollmentService(None, None, door=door)
-    return EnrollmentService(config.tls.authority, config.tls.ca_file, door=door)
+    tls = config.tls
+    return EnrollmentService(tls.authority, tls.ca_file, passphrase=tls.authority_passphrase_file, door=door)
 
 
 def _now() -> datetime:

@@ -17,6 +17,7 @@ import asyncio
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
@@ -83,7 +84,8 @@ class Door:
 
     async def work(self, job: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a job in one of the door's threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, job, *args)
+        run = copy_context().run  # what the job says belongs to the call
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: run(job, *args))
 
     def close(self) -> None:
         """Wait for the jobs that run and drop those that wait."""

@@ -3,7 +3,8 @@
 Place: beside the event's path; every room that acts may emit, the pure rooms do not.
 Invariants: every event is declared in :class:`Event`; a line is written per batch or decision, never per raw event; and
 no field carries anything out of a payload (names of tenants, agents and plans, counts, codes and durations only). What
-a caller can cause at will is written so many times a second and no more, and how often it was not is counted.
+a caller can cause at will is written so many times a second and no more, and how often it was not is counted; it names
+the caller by the id of their certificate or token, or by their address if they showed neither.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Event(StrEnum):
     RELEASE_ACCEPTED = "release_accepted"
     """Releases were committed and may be acked. Fields: accepted, duplicates, plus agent where one call is meant."""
     RELEASE_REFUSED = "release_refused"
-    """A release was not taken. Fields: refusal (a code of the contract's table), agent."""
+    """A release was not taken. Fields: refusal (a code of the contract's table), caller, agent if it was read."""
     AGENT_FENCED = "agent_fenced"
     """An alarm: what an agent sent cannot come from one device that keeps its journal, or a person decided so.
     Fields: tenant, agent, reason (a code), plan where a release is meant."""
@@ -61,19 +62,23 @@ class Event(StrEnum):
     SEAL_FAILED = "seal_failed"
     """Sealing failed and will be tried again; the releases stay in the landing. Fields: cause."""
     QUERY_ANSWERED = "query_answered"
-    """An analyst got an answer. Fields: bytes, duration_s."""
+    """An analyst got an answer. Fields: plan, rows, duration_s."""
     REQUEST_REFUSED = "request_refused"
-    """A whole call was refused. Fields: method, refusal."""
+    """A whole call was refused. Fields: method, refusal, caller."""
     CERTIFICATE_ISSUED = "certificate_issued"
     """A device got a certificate. Fields: how (enroll, renew), agent (its SPIFFE id), serial."""
+    AUTHORITY_UNUSABLE = "authority_unusable"
+    """An alarm: a device should get a certificate and could not be given one. Fields: how, problem, caller."""
     DENY_LIST_UNUSABLE = "deny_list_unusable"
     """An alarm: the list cannot be read, or a line of it; who was denied stays denied. Fields: problem."""
     TLS_FILES_LOADED = "tls_files_loaded"
     """New connections get another certificate, key or CA from now on."""
     TLS_FILES_UNUSABLE = "tls_files_unusable"
     """An alarm: the files changed and do not fit; those from before stay in use. Fields: problem."""
+    CERTIFICATE_AGED = "certificate_aged"
+    """An alarm: a certificate that is renewed by hand ends soon. Fields: certificate (server, ca, issuer), ends."""
     REQUEST_FAILED = "request_failed"
-    """A call ended in an error nobody foresaw. Fields: method, request_id, cause."""
+    """A call ended in an error nobody foresaw. Fields: method, request_id, cause, caller."""
     WORKER_STARTED = "worker_started"
     """A process was started. Fields: worker (its number, or `sealer`), pid."""
     WORKER_DIED = "worker_died"
@@ -86,10 +91,16 @@ _ALARMS = frozenset(
     {
         *(Event.AGENT_REINSTALLED, Event.AGENT_BEHIND, Event.UPKEEP_FAILED),
         *(Event.AGENT_FENCED, Event.LANDING_FAILED, Event.SEAL_FAILED, Event.REQUEST_FAILED),
-        *(Event.DENY_LIST_UNUSABLE, Event.TLS_FILES_UNUSABLE, Event.WORKER_DIED),
+        *(
+            Event.CERTIFICATE_AGED,
+            Event.AUTHORITY_UNUSABLE,
+            Event.DENY_LIST_UNUSABLE,
+            Event.TLS_FILES_UNUSABLE,
+            Event.WORKER_DIED,
+        ),
     }
 )
-_AT_WILL = frozenset({Event.RELEASE_REFUSED, Event.REQUEST_REFUSED, Event.REQUEST_FAILED})
+_AT_WILL = frozenset({Event.RELEASE_REFUSED, Event.REQUEST_REFUSED, Event.REQUEST_FAILED, Event.AUTHORITY_UNUSABLE})
 LINES_A_SECOND = 50
 """Of each event that callers can cause at will; the next line that is written says how many were not."""
 _LOGGER = logging.getLogger("cloud_collector")
@@ -97,6 +108,7 @@ _LOGGER.addHandler(logging.NullHandler())
 
 
 _request: ContextVar[str] = ContextVar("request")
+_from: ContextVar[str] = ContextVar("from")
 _listeners: list[Listener] = []
 
 
@@ -107,6 +119,16 @@ def begin_request() -> str:
         found = secrets.token_hex(8)
         _request.set(found)
     return found
+
+
+def name_caller(name: str) -> None:
+    """Say who makes the call that this task serves: what callers can cause at will names them from now on."""
+    _from.set(name)
+
+
+def caller_named() -> bool:
+    """Whether the caller was named."""
+    return bool(_from.get(""))
 
 
 def listen(listener: Listener) -> None:
@@ -120,6 +142,9 @@ def emit(event: Event, **fields: str | float) -> None:
     for listener in _listeners:
         listener(event, fields)
     if event in _AT_WILL:
+        named = _from.get("")
+        if named:
+            fields["caller"] = named
         unwritten = _THROTTLE.passes(event)
         if unwritten is None:
             return

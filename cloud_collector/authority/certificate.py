@@ -8,6 +8,7 @@ and cannot call; an issuer signs ids of one trust domain and makes no issuers; n
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ CLIENT_LIFE, SERVER_LIFE = timedelta(days=30), timedelta(days=90)
 BACKDATED = timedelta(hours=1)
 """A certificate begins this long before it is made, for machines whose clocks are slow."""
 MAX_CSR_BYTES = 4096
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS_NAME = re.compile(rf"(?=.{{1,253}}$)(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +107,10 @@ def pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """As files hold it, not encrypted: the file's mode guards it."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """As files hold it; without a passphrase it is the file's mode alone that guards it."""
+    guard = serialization.NoEncryption() if passphrase is None else serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, guard)
 
 
 def public_der(key: object) -> bytes:
@@ -126,10 +128,9 @@ def _host(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(host)
-    except ValueError:
-        raise RequestInvalid("a host is a DNS name or an address") from None
+    if not _DNS_NAME.fullmatch(host):
+        raise RequestInvalid("a host is a DNS name (in its ASCII form) or an address")
+    return x509.DNSName(host)
 
 
 def _begin(

@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
 
 from cloud_collector.authority import certificate as make
+from cloud_collector.authority import denylist, keys
 from cloud_collector.authority.index import Index, Issued
+from cloud_collector.authority.keys import Passphrases
 from cloud_collector.errors import ConfigInvalid, RequestInvalid
-from cloud_collector.files import write
+from cloud_collector.files import make_folder, write
 from edge_agg.contract.errors import IdentityInvalid
 from edge_agg.contract.spiffe import SpiffeId, is_domain
 
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-DENIED = "denied.txt"
-_DENIED_HEAD = (
-    "# serial:HEX, id:spiffe://..., sha256:HEX of a certificate or its issuer; one a line; read while running\n"
-)
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+_OPEN = Passphrases()
+_BOTH: tuple[keys.Which, ...] = ("root", "issuer")
 
 
 class Authority:
@@ -37,16 +38,25 @@ class Authority:
 
     Args:
         folder: as :meth:`init` made it.
+        unlock: what opens its keys.
         now: the time in UTC.
     """
 
-    def __init__(self, folder: Path, index: Index, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        index: Index,
+        *,
+        unlock: Passphrases = _OPEN,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._folder = folder
+        self._unlock = unlock
         self._index = index
         self._now = now
 
     @classmethod
-    def init(cls, folder: Path, domain: str, *, now: datetime) -> None:
+    def init(cls, folder: Path, domain: str, *, now: datetime, unlock: Passphrases = _OPEN) -> None:
         """Make an authority for a trust domain; raises ConfigInvalid if one is there already."""
         if not is_domain(domain):
             raise ConfigInvalid("a trust domain is lower case letters, digits and ._-")
@@ -54,33 +64,45 @@ class Authority:
             raise ConfigInvalid(f"{folder.name}: holds an authority already")
         root = make.make_root(domain, now)
         issuer = make.make_issuer(domain, root, now)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         with contextlib.closing(Index(folder / "index.sqlite")) as index, index.changing():
             for kind, one in (("root", root), ("issuer", issuer)):
-                index.note(_record(one.certificate, kind, domain, now))
-        write(folder / DENIED, _DENIED_HEAD.encode())
-        for name, one in (("issuer", issuer), ("root", root)):
-            write(folder / f"{name}.key", make.key_pem(one.key), mode=0o600)
-            write(folder / f"{name}.pem", make.pem(one.certificate))
+                index.note(Issued.of(one.certificate, kind, domain, now))
+        denylist.begin(folder)
+        keys.store(folder, "issuer", issuer, unlock)
+        write(folder / "issuer.pem", make.pem(issuer.certificate))
+        keys.store(folder, "root", root, unlock)
+        write(folder / "root.pem", make.pem(root.certificate))
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, folder: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Iterator[Authority]:
+    def opened(
+        cls,
+        folder: Path,
+        *,
+        unlock: Passphrases = _OPEN,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> Iterator[Authority]:
         """Open an authority in this thread; raises ConfigInvalid if none is there."""
         if not (folder / "issuer.pem").exists():
             raise ConfigInvalid(f"{folder.name}: holds no authority; make one with `cloud-collector ca init`")
         with contextlib.closing(Index(folder / "index.sqlite")) as index:
-            yield cls(folder, index, now=now)
+            yield cls(folder, index, unlock=unlock, now=now)
 
     @property
     def domain(self) -> str:
         """The trust domain that the issuer is bound to."""
-        within = self._issuer().certificate.extensions.get_extension_for_class(x509.NameConstraints).value
-        return str((within.permitted_subtrees or [])[0].value)
+        extensions = keys.certificate_of(self._folder, "issuer").extensions
+        try:
+            within = extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
+            return str(within[0].value)
+        except (x509.ExtensionNotFound, IndexError):
+            raise ConfigInvalid("issuer.pem: names no trust domain, so it is not of our making") from None
 
     @property
     def anchors(self) -> bytes:
         """The roots to trust, in PEM, the newest first."""
+        keys.certificate_of(self._folder, "root")  # or what is handed out would be no anchor
         return (self._folder / "root.pem").read_bytes()
 
     @property
@@ -104,7 +126,7 @@ class Authority:
         issuer, now = self._issuer(), self._now()
         made = make.make_server(hosts, key, issuer, now, life)
         with self._index.changing():
-            self._index.note(_record(made, "server", " ".join(hosts), now))
+            self._index.note(Issued.of(made, "server", " ".join(hosts), now))
         return make.pem(made) + make.pem(issuer.certificate)
 
     def make_token(self, tenant: str, agent: str, life: timedelta) -> str:
@@ -137,8 +159,9 @@ class Authority:
 
     def hand_out(self, folder: Path, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
         """Write a key, its certificate and the roots as cert.pem, key.pem and ca.pem."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write(folder / "ca.pem", self.anchors)
+        anchors = self.anchors
+        make_folder(folder)
+        write(folder / "ca.pem", anchors)
         write(folder / "key.pem", make.key_pem(key), mode=0o600)
         write(folder / "cert.pem", chain)
 
@@ -154,7 +177,7 @@ class Authority:
             life = record.ends - record.issued
             if record.kind == "server":
                 made = make.make_server(record.subject.split(), key.public_key(), issuer, now, life)
-                self._index.note(_record(made, "server", record.subject, now))
+                self._index.note(Issued.of(made, "server", record.subject, now))
                 chain = make.pem(made) + make.pem(issuer.certificate)
             else:
                 chain = self._client(SpiffeId.parse(record.subject), key.public_key(), life)
@@ -164,30 +187,44 @@ class Authority:
         """Another issuer below the same root; what the old one signed stays valid. Needs the root's key."""
         self._put_issuer(make.make_issuer(self.domain, self._signer("root"), self._now()))
 
+    def check(self) -> None:
+        """Raise ConfigInvalid if nothing could be issued now."""
+        self._issuer()
+
+    def protect(self, which: keys.Which, new: bytes | None) -> None:
+        """Keep a key under another passphrase, or none."""
+        keys.protect(self._folder, which, self._unlock, new)
+
     def renew_root(self) -> None:
         """Another root with another issuer; the roots before it stay anchors until somebody takes them out."""
+        for which in _BOTH:
+            keys.check_replaceable(self._folder, which, self._unlock)
         now = self._now()
         root, domain = make.make_root(self.domain, now), self.domain
         with self._index.changing():
-            self._index.note(_record(root.certificate, "root", domain, now))
-        write(self._folder / "root.key", make.key_pem(root.key), mode=0o600)
+            self._index.note(Issued.of(root.certificate, "root", domain, now))
+        keys.store(self._folder, "root", root, self._unlock)
         write(self._folder / "root.pem", make.pem(root.certificate) + self.anchors)
         self._put_issuer(make.make_issuer(domain, root, now))
 
     def revoke(self, *, serial: int | None = None, subject: str | None = None) -> list[Issued]:
-        """Deny certificates that are still valid, for good: one, or all of a subject; what was denied."""
+        """Deny certificates that are still valid, for good: one, or all of a subject; what was denied.
+
+        With a subject, its one-time tokens that are still out are used up.
+
+        Raises:
+            RequestInvalid: nothing was ever given out to it here.
+        """
         now = self._now()
         with self._index.changing():
-            chosen = [
-                one
-                for one in self._index.find(serial=serial, subject=subject)
-                if one.revoked is None and one.ends > now and one.kind != "root"
-            ]
+            known = self._index.find(serial=serial, subject=subject)
+            voided = 0 if subject is None else self._index.void_tokens(subject, now)
+            if not known and not voided:
+                raise RequestInvalid("this authority gave nothing out to it; is the serial or the id right?")
+            chosen = [one for one in known if one.revoked is None and one.ends > now and one.kind != "root"]
             for one in chosen:
                 self._index.revoke(one.serial, now)
-            path = self._folder / DENIED
-            lines = "".join(f"{_entry(one)}  # {one.subject}\n" for one in chosen)
-            write(path, path.read_bytes() + lines.encode())
+            denylist.append(self._folder, chosen)
         return chosen
 
     def _renewable(self, serial: int) -> Issued:
@@ -197,43 +234,20 @@ class Authority:
         return held[0]
 
     def _put_issuer(self, issuer: make.Issuer) -> None:
+        keys.check_replaceable(self._folder, "issuer", self._unlock)
         with self._index.changing():
-            self._index.note(_record(issuer.certificate, "issuer", self.domain, self._now()))
-        write(self._folder / "issuer.key", make.key_pem(issuer.key), mode=0o600)
+            self._index.note(Issued.of(issuer.certificate, "issuer", self.domain, self._now()))
+        keys.store(self._folder, "issuer", issuer, self._unlock)
         write(self._folder / "issuer.pem", make.pem(issuer.certificate))
 
     def _client(self, spiffe_id: SpiffeId, key: ec.EllipticCurvePublicKey, life: timedelta) -> bytes:
         issuer, now = self._issuer(), self._now()
         made = make.make_client(spiffe_id, key, issuer, now, life)
-        self._index.note(_record(made, "analyst" if spiffe_id.analyst else "agent", str(spiffe_id), now))
+        self._index.note(Issued.of(made, "analyst" if spiffe_id.analyst else "agent", str(spiffe_id), now))
         return make.pem(made) + make.pem(issuer.certificate)
 
     def _issuer(self) -> make.Issuer:
         return self._signer("issuer")
 
-    def _signer(self, name: str) -> make.Issuer:
-        try:
-            certificate = x509.load_pem_x509_certificate((self._folder / f"{name}.pem").read_bytes())
-            key = serialization.load_pem_private_key((self._folder / f"{name}.key").read_bytes(), None)
-        except (OSError, ValueError, TypeError):
-            raise ConfigInvalid(f"{name}.key: cannot be read; bring it back to this folder first") from None
-        if make.public_der(key.public_key()) != make.public_der(certificate.public_key()):
-            raise ConfigInvalid(f"{name}.key: is not the key of {name}.pem")
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        return make.Issuer(certificate=certificate, key=key)
-
-
-def _entry(issued: Issued) -> str:
-    """The line that denies a certificate: an issuer by its fingerprint, for it stands in others' chains."""
-    return f"sha256:{issued.fingerprint}" if issued.kind == "issuer" else f"serial:{issued.serial:x}"
-
-
-def _record(made: x509.Certificate, kind: str, subject: str, now: datetime) -> Issued:
-    return Issued(
-        serial=made.serial_number,
-        subject=subject,
-        kind=kind,
-        fingerprint=made.fingerprint(hashes.SHA256()).hex(),
-        issued=now,
-        ends=made.not_valid_after_utc,
-    )
+    def _signer(self, which: keys.Which) -> make.Issuer:
+        return keys.load(self._folder, which, self._unlock, self._now())

@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import apsw
+from cryptography.hazmat.primitives import hashes
 
 from cloud_collector.errors import RequestInvalid, StoreFailed
 from cloud_collector.secret import hashed, new_secret
@@ -23,6 +24,8 @@ from cloud_collector.shelf import opened
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from cryptography import x509
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS issued (
@@ -50,6 +53,18 @@ class Issued:
     issued: datetime
     ends: datetime
     revoked: datetime | None = None
+
+    @classmethod
+    def of(cls, made: x509.Certificate, kind: str, subject: str, now: datetime) -> Self:
+        """A certificate that is made now."""
+        return cls(
+            serial=made.serial_number,
+            subject=subject,
+            kind=kind,
+            fingerprint=made.fingerprint(hashes.SHA256()).hex(),
+            issued=now,
+            ends=made.not_valid_after_utc,
+        )
 
 
 class Index:
@@ -125,6 +140,11 @@ class Index:
         if not rows:
             raise RequestInvalid("no such token, or it is used, or too old")
         return str(rows[0][0])
+
+    def void_tokens(self, subject: str, now: datetime) -> int:
+        """Use up whatever tokens of a subject are out; how many."""
+        query = "UPDATE tokens SET used_s = ?1 WHERE subject = ?2 AND used_s IS NULL AND ends_s > ?1 RETURNING 1"
+        return len(self._db.execute(query, (_s(now), subject)).fetchall())
 
     def _undo(self) -> None:
         with contextlib.suppress(apsw.Error):

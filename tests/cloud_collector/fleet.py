@@ -125,6 +125,7 @@ class Fleet:
             "trust_domain": DOMAIN,
             "listen_open": "127.0.0.1:0",
             "authority": self.pki,
+            "authority_passphrase_file": None,
             "max_connection_age_s": 600.0,
             "max_connection_grace_s": 60.0,
         }

@@ -129,6 +129,9 @@ def test_a_collector_serves_shows_its_fleet_and_stops(config: Path) -> None:
             == "no such agent is fenced\n"
         )
         assert push(address, release("lga", 1))[0][1] == ""
+        for tenant, noted in (("default", False), ("other", True)):  # a tenant forgotten or mistyped fences nobody
+            done = run("fleet", "fence", "lga", "--tenant", tenant, "--reason", "smoke", "--config", config)
+            assert (done.stdout, "was ever taken" in done.stderr) == ("fenced\n", noted)
     finally:
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=30)

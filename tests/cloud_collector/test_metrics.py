@@ -85,7 +85,7 @@ def get(address: str, path: str) -> tuple[int, str]:
 
 def leaks(page: str) -> list[str]:
     """Label values that are not out of this code: an agent's, a tenant's, a plan's, a key's."""
-    ours = {*metrics._METHODS, *Refusal, "other", "accepted", "duplicate", "refused"}
+    ours = {*metrics._METHODS, *Refusal, "other", "accepted", "duplicate", "refused", "server", "ca", "issuer"}
     return [
         value
         for name, value in re.findall(r'(\w+)="([^"]*)"', page)

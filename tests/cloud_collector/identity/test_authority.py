@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_collector.authority import certificate as make
+from cloud_collector.authority import denylist
 from cloud_collector.authority import index as room
 from cloud_collector.authority.folder import Authority
 from cloud_collector.authority.index import Index
+from cloud_collector.denied import DenyList
 from cloud_collector.errors import ConfigInvalid, RequestInvalid
 from cloud_collector.secret import hashed
 from edge_agg.identity.credentials import identity_of
@@ -196,6 +198,29 @@ def test_a_renewal_is_for_the_same_identity_and_never_after_a_revocation(fleet: 
             authority.renew(12345, csr())
     denied = (fleet.pki / "denied.txt").read_text()
     assert all(f"serial:{one.serial_number:x}" in denied for one in (first, second))
+
+
+def check_revoked_beside(fleet: Fleet, name: str, before: str | None) -> None:
+    made = leaf(fleet.holder("acme", name).chain)
+    path = fleet.pki / "denied.txt"
+    path.unlink() if before is None else path.write_text(before)
+    with fleet.authority() as authority:
+        authority.revoke(serial=made.serial_number)
+    listed = DenyList(path)
+    assert listed.denies(serial=made.serial_number, spiffe_id="spiffe://a/b/c", fingerprints=())
+    if before:
+        assert listed.denies(serial=1, spiffe_id="spiffe://a/b/lga", fingerprints=())
+
+
+def test_a_revocation_stands_whatever_a_person_wrote_into_the_list(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last line without its end, no list at all. Mutant: the entry is put behind what is there."""
+    for n, before in enumerate(["id:spiffe://a/b/lga", "id:spiffe://a/b/lga\n", "", None]):
+        check_revoked_beside(fleet, f"a{n}", before)
+    monkeypatch.setattr(denylist, "so_far", lambda folder: (folder / "denied.txt").read_bytes())
+    with pytest.raises((AssertionError, ConfigInvalid)):
+        check_revoked_beside(fleet, "b", "id:spiffe://a/b/lga")
 
 
 def test_a_servers_certificate_is_renewed_by_hand_alone(fleet: Fleet) -> None:

@@ -69,7 +69,8 @@ def test_a_token_is_issued_used_listed_and_revoked(home: Path) -> None:
     config = home / "collector.toml"
     given = run("token", "issue", "ann", "--tenant", "acme", "--plan", "flights", "--config", config)
     assert given.exit_code == 0, given.output
-    secret, token_id = given.stdout.strip(), given.stderr.split()[3].rstrip(";")
+    assert "no plan of acme is registered as 'flights' yet" in given.stderr
+    secret, token_id = given.stdout.strip(), given.stderr.split("its id is ")[1].partition(";")[0]
     listed = ok("token", "list", "--config", config)
     assert token_id in listed
     assert secret not in listed
@@ -77,7 +78,9 @@ def test_a_token_is_issued_used_listed_and_revoked(home: Path) -> None:
     with running(load(config)) as address:
         assert address
     assert "revoked" in ok("token", "revoke", token_id, "--config", config)
-    assert "no such token" in ok("token", "revoke", token_id, "--config", config)
+    assert "before" in ok("token", "revoke", token_id, "--config", config)
+    unknown = run("token", "revoke", "00000000", "--config", config)
+    assert (unknown.exit_code, "no token has this id" in unknown.stderr) == (3, True)
     assert "revoked" in ok("token", "list", "--config", config)
 
 
@@ -102,7 +105,8 @@ def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
         with pytest.raises(AccessDenied, match="revoked"):
             ask(address)
     assert ok("ca", "list", home / "pki").count("revoked") == 2
-    assert "nothing" in ok("ca", "revoke", home / "pki", f"{first:x}")
+    assert "no certificate" in ok("ca", "revoke", home / "pki", f"{first:x}")
+    assert "denied.txt" in run("ca", "revoke", home / "pki", f"{first:x}").stderr
 
 
 @pytest.mark.parametrize(
@@ -117,6 +121,15 @@ def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
         (["ca", "renew", "pki"], 2),
         (["ca", "renew", "pki", "--root", "--issuer"], 2),
         (["ca", "revoke", "pki", "xyz"], 2),
+        (["ca", "revoke", "pki", "abc"], 3),
+        (["ca", "revoke", "pki", "spiffe://fleet.example/acme/nobody"], 3),
+        (["ca", "issue", "pki", "--server", "two words", "--out", "x"], 3),
+        (["ca", "issue", "pki", "--server", "-a.example", "--out", "x"], 3),
+        (["ca", "issue", "pki", "--server", "a..example", "--out", "x"], 3),
+        (["ca", "issue", "pki", "--agent", "a", "--out", "pki/index.sqlite/x"], 5),
+        (["ca", "init", "pki/index.sqlite/new", "--trust-domain", "fleet.example"], 5),
+        (["ca", "protect", "pki"], 2),
+        (["ca", "protect", "pki", "--open", "--new-passphrase-file", "collector.toml"], 2),
         (["ca", "token", "pki", "--agent", ".."], 3),
         (["token", "issue", "a b", "--config", "collector.toml"], 3),
     ],

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from cloud_collector import client, gate, server
+from cloud_collector import client, denied, gate, server
 from cloud_collector.admission import Refused
 from cloud_collector.authority import certificate as make
 from cloud_collector.caller import Caller, Kind
 from cloud_collector.denied import DenyList
-from cloud_collector.errors import AccessDenied, PlanUnknown
+from cloud_collector.errors import AccessDenied, ConfigInvalid, PlanUnknown
 from cloud_collector.gate import Identification
 from edge_agg.contract.spiffe import SpiffeId
 from edge_agg.contract.v1 import collector_pb2
@@ -145,6 +147,71 @@ def check_denied(fleet: Fleet, by: str) -> None:
         assert [fields["problem"] for event, fields in served.events if event == "deny_list_unusable"] == ["unreadable"]
         fleet.pki.joinpath("denied.txt").write_text("\n")
         assert pushed(channel, release("jfk", 1, tenant="acme")) == [ACCEPTED]
+
+
+def rewritten(pem: bytes) -> bytes:
+    """The same certificate with (r, n - s) for (r, s): as valid, made by whoever holds it, and of another sha256."""
+    one = x509.load_pem_x509_certificate(pem)
+    r, s = decode_dss_signature(one.signature)
+    signature = encode_dss_signature(r, ec.SECP256R1.group_order - s)
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
+    inner = one.tbs_certificate_bytes + algorithm + bytes((3, len(signature) + 1, 0)) + signature
+    made = x509.load_der_x509_certificate(b"\x30\x82" + len(inner).to_bytes(2, "big") + inner)
+    assert made.fingerprint(hashes.SHA256()) != one.fingerprint(hashes.SHA256())
+    return make.pem(made)
+
+
+def check_rewritten(fleet: Fleet, by: str, name: str) -> None:
+    holder = fleet.holder("acme", name)
+    own, issuer = (make.pem(one) for one in x509.load_pem_x509_certificates(holder.chain))
+    other = Holder(holder.key, rewritten(own) + issuer if by == "fingerprint" else own + rewritten(issuer))
+    fleet.pki.joinpath("denied.txt").write_text("")
+    with fleet.serving() as served:
+        with other.channel(served.address, fleet.anchors) as channel:
+            assert pushed(channel, release(name, 0, tenant="acme")) == [ACCEPTED]  # TLS takes it
+        fleet.pki.joinpath("denied.txt").write_text(lines_for(holder, fleet)[by])
+        with other.channel(served.address, fleet.anchors) as channel:
+            assert refusal(lambda: pushed(channel, release(name, 1, tenant="acme"))) == "revoked"
+
+
+@pytest.mark.parametrize("by", ["fingerprint", "issuer"])
+def test_a_certificate_that_is_written_differently_stays_denied(
+    fleet: Fleet, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own and its issuer's, with the second form of their signatures. Mutant: one form is looked up."""
+    check_rewritten(fleet, by, "jfk")
+    real = denied.fingerprints
+    gate._shown.cache_clear()
+    with monkeypatch.context() as mutant:
+        mutant.setattr(gate, "fingerprints", lambda one: real(one)[:1])
+        with pytest.raises(pytest.fail.Exception):
+            check_rewritten(fleet, by, "lga")
+    gate._shown.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("line", "serial"),
+    [("serial:0A1B", 0x0A1B), ("SERIAL:0a:1b", 0x0A1B), ("\tserial:a1b # gone", 0x0A1B), ("serial:00", 0)],
+)
+def test_a_serial_is_read_as_tools_print_it(tmp_path: Path, line: str, serial: int) -> None:
+    """Large digits, colons and zeros in front deny the same certificate; a sha256 likewise."""
+    path = tmp_path / "denied.txt"
+    path.write_text(f"{line}\nSHA256:{'AB:' * 31}AB\n")
+    listed = DenyList(path)
+    assert listed.denies(serial=serial, spiffe_id="spiffe://a/b/c", fingerprints=())
+    assert listed.denies(serial=77, spiffe_id="spiffe://a/b/c", fingerprints=("ab" * 32,))
+    assert not listed.denies(serial=78, spiffe_id="spiffe://a/b/c", fingerprints=())
+
+
+@pytest.mark.parametrize(
+    "line", ["id:spiffe://a/b/cserial:1f", "id:spiffe://A/b/c", "id:spiffe://a/b", "serial:", "sha256:ab", "jfk"]
+)
+def test_a_line_that_could_deny_nobody_is_wrong(tmp_path: Path, line: str) -> None:
+    """The start is refused and the line named; two entries run together are one of these."""
+    path = tmp_path / "denied.txt"
+    path.write_text(f"# head\n{line}\n")
+    with pytest.raises(ConfigInvalid, match="line 2"):
+        DenyList(path)
 
 
 @pytest.mark.parametrize("by", ["serial", "id", "fingerprint", "issuer"])

@@ -211,3 +211,41 @@ def test_files_that_do_not_fit_stop_the_start(fleet: Fleet, file: str, data: byt
         path.write_bytes(fleet.server().key if isinstance(data, str) else data)
     with pytest.raises(ConfigInvalid, match=field):
         start(config)
+
+
+def greeted(address: str) -> tuple[socket.socket, bool]:
+    """A connection that begins no handshake, and whether the collector keeps it open."""
+    host, _, port = address.rpartition(":")
+    held = socket.create_connection((host, int(port)), timeout=10)
+    held.settimeout(1.0)
+    try:
+        return held, held.recv(1) != b""
+    except TimeoutError:
+        return held, True
+    except OSError:
+        return held, False
+
+
+def check_connections(fleet: Fleet, most: int) -> None:
+    jfk = fleet.holder("acme", "jfk")
+    config = dataclasses.replace(fleet.config(listen_open="127.0.0.1:0"), max_connections=most)
+    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as held:
+        patched.setattr(fleet, "config", lambda *plans, **more: config)
+        with fleet.serving() as served:
+            kept = []
+            for _ in range(most + 2):
+                one, is_open = greeted(served.open)
+                held.callback(one.close)
+                kept.append(is_open)
+            assert kept == [True] * most + [False] * 2
+            with jfk.channel(served.address, fleet.anchors) as channel:
+                pushed(channel, release("jfk", 0, tenant="acme"))
+
+
+def test_one_connection_more_than_there_is_room_for_is_closed(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a handshake is paid for; those at the open address take no room of agents'. Mutant: no such bound."""
+    check_connections(fleet, 3)
+    real = listener._options
+    monkeypatch.setattr(listener, "_options", lambda config: [one for one in real(config) if "incoming" not in one[0]])
+    with pytest.raises(AssertionError):
+        check_connections(fleet, 3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -127,3 +129,14 @@ def test_a_token_goes_only_to_whom_the_ca_vouches_for(fleet: Fleet, tmp_path: Pa
         ):
             with pytest.raises(CollectorUnreachable):
                 client.connect(served.open, **given)
+
+
+@pytest.mark.slow
+def test_a_script_that_never_hangs_up_ends(fleet: Fleet) -> None:
+    """The interpreter ends although the client was not closed: its channel is closed before threads are gone."""
+    ca = fleet.hand_out("ann", fleet.holder("acme", "ann", analyst=True)) / "ca.pem"
+    with fleet.serving() as served:
+        asked = f"c = cloud_collector.connect({served.open!r}, ca={str(ca)!r}, token={fleet.token('acme', 'ann')!r})"
+        script = f"import cloud_collector\n{asked}\nc.plans()\nprint(c._hang_up.alive, c._hang_up.atexit)"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True True\n"

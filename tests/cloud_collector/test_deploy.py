@@ -1,0 +1,149 @@
+"""What an operator installs says what the collector does: systemd unit, container file, rights of its files.
+
+Not proved here: that systemd, or a builder of containers, accepts them. (The analyzer of systemd 252 was asked by hand:
+`verify` had nothing to say, `security` an exposure of 1.3.)
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from cloud_collector.__main__ import cli
+from cloud_collector.config import CONNECTIONS
+from cloud_collector.listener import GRACE_S
+from cloud_collector.notify import Notifier
+from cloud_collector.supervisor import DRAIN_S
+from tests.cloud_collector.front import PLAN_TEXT
+from tests.edge_agg.test_deploy import HARDENED, seconds, settings
+from tests.hostile.test_hostile_wire import MOST_RSS_MB
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNIT = (DEPLOY / "cloud-collector.service").read_text()
+CONTAINER = (DEPLOY / "collector.Containerfile").read_text()
+
+
+def check_unit(text: str) -> None:
+    unit = settings(text)
+    assert {name: unit[name][-1] for name in HARDENED if unit[name]} == HARDENED
+    assert (unit["Type"], unit["Restart"], unit["StartLimitIntervalSec"]) == (["notify"], ["always"], ["0"])
+    assert set(unit["RestartPreventExitStatus"][0].split()) == {"3", "5"}
+    assert seconds(*unit["TimeoutStopSec"]) > 2 * DRAIN_S + GRACE_S
+    assert 10 <= seconds(*unit["WatchdogSec"]) <= 300
+    assert (unit["StateDirectory"], unit["StateDirectoryMode"]) == (["cloud-collector"], ["0700"])
+    assert int(unit["MemoryMax"][0].removesuffix("M")) >= 3 * MOST_RSS_MB, "two workers and the sealer, each attacked"
+    assert int(unit["LimitNOFILE"][0]) > 2 * CONNECTIONS
+    words = unit["ExecStart"][0].split()
+    assert words[0].endswith("/cloud-collector")
+    assert words[1] in cli.commands
+
+
+def test_the_unit_says_what_the_collector_does() -> None:
+    """Guarantee: readiness, watchdog, restarts but after the exits that need a person, a drain's time, hardening."""
+    check_unit(UNIT)
+
+
+@pytest.mark.parametrize(
+    ("line", "mutant"),
+    [
+        ("NoNewPrivileges=yes", "NoNewPrivileges=no"),
+        ("Type=notify", "Type=simple"),
+        ("RestartPreventExitStatus=3 5", "RestartPreventExitStatus=3"),
+        ("TimeoutStopSec=90", "TimeoutStopSec=30"),
+        ("MemoryMax=2560M", "MemoryMax=600M"),
+        ("StateDirectoryMode=0700", "StateDirectoryMode=0750"),
+        ("LimitNOFILE=16384", "LimitNOFILE=1024"),
+        ("cloud-collector serve", "cloud-collector run"),
+        ("LimitCORE=0", "LimitCORE=infinity"),
+    ],
+)
+def test_a_careless_unit_is_caught(line: str, mutant: str) -> None:
+    """Mutants: each rule broken on purpose."""
+    assert line in UNIT
+    with pytest.raises(AssertionError):
+        check_unit(UNIT.replace(line, mutant))
+
+
+def test_the_container_keeps_its_state_outside() -> None:
+    """Guarantee: not root, a volume for what is kept, SIGTERM, the unit's command, a health check; nothing unpinned."""
+    words = defaultdict(list)
+    for line in CONTAINER.splitlines():
+        if re.match(r"[A-Z]+ ", line):
+            word, _, rest = line.partition(" ")
+            words[word].append(rest)
+    assert words["USER"] == ["cloud-collector"]
+    assert words["VOLUME"] == ['["/var/lib/cloud-collector"]']
+    assert words["STOPSIGNAL"] == ["SIGTERM"]
+    assert words["CMD"][-1] == '["serve", "/etc/cloud-collector/collector.toml"]'
+    assert "/ready" in CONTAINER
+    assert all(re.search(r":\d", image) for image in words["FROM"])
+    assert "--require-hashes" in CONTAINER
+
+
+def test_nothing_that_is_kept_ever_ages() -> None:
+    """Guarantee: what boot puts in order is its owner's alone, and nothing has an age to be removed at."""
+    text = (DEPLOY / "cloud-collector.tmpfiles.conf").read_text()
+    rules = [line.split() for line in text.splitlines() if line[:1].isalpha()]
+    assert {path: mode for _, path, mode, *_ in rules}["/var/lib/cloud-collector"] == "0700"
+    assert {kind for kind, *_ in rules} <= {"d", "z"}
+    assert all(rule[5:] == ["-"] for rule in rules)
+
+
+def heard(ear: socket.socket, wanted: str, within_s: float = 60.0) -> str:
+    """The first that is heard of it."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        said = ear.recv(4096).decode()
+        if wanted in said:
+            return said
+    raise AssertionError(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_supervisor_hears_of_it(tmp_path: Path, workers: int) -> None:
+    """Guarantee: ready with the address, then signs of life, then the drain; of one process, whatever it started."""
+    (tmp_path / "flights.toml").write_text(PLAN_TEXT)
+    config = tmp_path / "collector.toml"
+    entry = '[[plan]]\npath = "flights.toml"\nnodes = ["jfk"]\n'
+    config.write_text(f'[collector]\nlisten = "127.0.0.1:0"\nworkers = {workers}\n{entry}')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "ear"))
+        ear.settimeout(60)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cloud_collector", "serve", str(config)],
+            env={
+                "NOTIFY_SOCKET": str(tmp_path / "ear"),
+                "WATCHDOG_USEC": "900000",
+                "PYTHONPATH": str(DEPLOY.parent),
+                "HOME": str(tmp_path),
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert "STATUS=listening on 127.0.0.1:" in heard(ear, "READY=1")
+            heard(ear, "WATCHDOG=1", 5)
+            process.send_signal(signal.SIGTERM)
+            heard(ear, "STOPPING=1")
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("address", ["", "relative", "@", "/nowhere/at/all"])
+def test_a_supervisor_that_does_not_listen_is_nobody(address: str) -> None:
+    """Guarantee: nothing that is said can fail; and what was said to this process is not passed on."""
+    environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "junk", "WATCHDOG_PID": "1"}
+    notifier = Notifier.from_environment(environment)
+    assert (environment, notifier.watchdog_s) == ({}, None)
+    notifier.ready("127.0.0.1:1")

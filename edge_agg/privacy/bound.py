@@ -169,8 +169,9 @@ class Bounding:
             yield from (self._bounded(part) for part in parts())
             return
         seen = np.zeros(self._keys.bound, np.bool_)
-        for part in parts():  # twice: to hold them all costs more memory than to make them again costs time
-            seen[part.key] = True
+        # Twice: to hold them all costs more memory than to make them again costs time.
+        for key in self._kept_keys() if left_out is None else (part.key for part in parts()):
+            seen[key] = True
         keys, codes = self._keys.sorted(np.flatnonzero(seen))
         place = np.empty(self._keys.bound, np.int64)
         place[codes] = np.arange(len(codes))
@@ -270,6 +271,14 @@ class Bounding:
             )
         if not self._state.size:
             yield self._nothing()
+
+    def _kept_keys(self) -> Iterator[npt.NDArray[np.integer] | None]:
+        """The keys of all that is kept, each at least once."""
+        if isinstance(self._state, Packed) and not self._alone:
+            for unit, place, _, first in self._state.blocks():
+                yield self._permutation.cell(place.compress(first), self._units.keys(unit.compress(first)))
+        else:
+            yield from (part.key for part in self._parts())
 
     def _nothing(self) -> Columns:
         nothing = np.empty(0, np.uint64)

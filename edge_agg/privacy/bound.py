@@ -190,9 +190,10 @@ class Bounding:
         if (wanted := self._state.reach.within(unit, place)) is not None:
             if not len(wanted):
                 return
-            unit, unit_key, place = unit.take(wanted), unit_key.take(wanted), place.take(wanted)
-            rows = replace(rows, unit=None, key=None).take(wanted)
-            key = None if key is None else key.take(wanted)
+            unit, place = unit.take(wanted), place.take(wanted)
+            if self._layout.words or isinstance(self._state, Wide):  # else a row is its unit and its place
+                unit_key, rows = unit_key.take(wanted), replace(rows, unit=None, key=None).take(wanted)
+                key = None if key is None else key.take(wanted)
         tail = self._layout.encode(unit_key, rows.time_us, rows.readings)
         if isinstance(self._state, Packed):
             self._state.add(unit, place, tail[0] if tail else None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from edge_agg import control
 from edge_agg.assembly import build, retune
-from edge_agg.ceilings import use_few_arenas
+from edge_agg.ceilings import settle_heap
 from edge_agg.clock import SystemClock, wait_first
 from edge_agg.config import load
 from edge_agg.errors import ConfigInvalid
@@ -62,7 +62,7 @@ async def live(path: Path, config: Config, plans: Sequence[Plan], *, wire: Wire 
         plans: as read with it.
         wire: the way to the collector; over gRPC unless a test brings its own.
     """
-    use_few_arenas()
+    settle_heap()
     clock, notifier = SystemClock(), Notifier.from_environment()
     agent = build(config, plans, clock=clock, wire=wire)
     stop = asyncio.Event()

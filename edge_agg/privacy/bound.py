@@ -19,6 +19,7 @@ together). Rows are sorted by unit, place, priority, and truncated by rank.
 | `layout.py` | priority and readings as words |
 | `packed.py` | the state, where a row fits one word |
 | `wide.py` | the state, where it does not |
+| `reach.py` | rows that could not be kept any more, dropped when they come |
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bounded", "Bounding", "Rows"]
 
-MERGE_ROWS = 1 << 21
+MERGE_ROWS = 1 << 20
 """Rows that wait, at least, before they are merged into the state."""
 BATCH_ROWS = 1 << 16
 """Rows worked on at once."""
@@ -168,8 +169,9 @@ class Bounding:
             yield from (self._bounded(part) for part in parts())
             return
         seen = np.zeros(self._keys.bound, np.bool_)
-        for part in parts():  # twice: to hold them all costs more memory than to make them again costs time
-            seen[part.key] = True
+        # Twice: to hold them all costs more memory than to make them again costs time.
+        for key in self._kept_keys() if left_out is None else (part.key for part in parts()):
+            seen[key] = True
         keys, codes = self._keys.sorted(np.flatnonzero(seen))
         place = np.empty(self._keys.bound, np.int64)
         place[codes] = np.arange(len(codes))
@@ -183,18 +185,29 @@ class Bounding:
             raise OverflowError("more privacy units in one window than the overflow proof allows")
         if isinstance(self._state, Packed) and self._units.bound > 1 << self._layout.unit_bits:
             self._widen()
-        tail = self._layout.encode(unit_key, rows.time_us, rows.readings)
         key = None if self._keys is None else self._keys.encode(rows.key)
+        place = self._place(rows, key, unit_key)
+        if (wanted := self._state.reach.within(unit, place)) is not None:
+            if not len(wanted):
+                return
+            unit, place = unit.take(wanted), place.take(wanted)
+            if self._layout.words or isinstance(self._state, Wide):  # else a row is its unit and its place
+                unit_key, rows = unit_key.take(wanted), replace(rows, unit=None, key=None).take(wanted)
+                key = None if key is None else key.take(wanted)
+        tail = self._layout.encode(unit_key, rows.time_us, rows.readings)
         if isinstance(self._state, Packed):
-            cells = rows.cell if key is None else key
-            self._state.add(unit, self._permutation.place(cells, unit_key), tail[0] if tail else None)
+            self._state.add(unit, place, tail[0] if tail else None)
             return
-        cell = rows.cell.astype(np.uint32)
-        if self._keys is None:
-            place = self._permutation.place(rows.cell, unit_key).astype(np.uint64)
-        else:
-            place = self._keys.place(rows.key, cell, unit_key)
-        self._state.add(Columns(unit=unit, place=place, cell=cell, key=key, tail=tail, totals=rows.totals))
+        cell, wide_place = rows.cell.astype(np.uint32), place.astype(np.uint64)
+        self._state.add(Columns(unit=unit, place=wide_place, cell=cell, key=key, tail=tail, totals=rows.totals))
+
+    def _place(self, rows: Rows, key: npt.NDArray[np.int32] | None, unit_key: UInt64s) -> npt.NDArray[np.uint32]:
+        """Where each row's group stands among its unit's."""
+        if self._keys is None or key is None:
+            return self._permutation.place(rows.cell, unit_key)
+        if isinstance(self._state, Packed):
+            return self._permutation.place(key, unit_key)
+        return self._keys.place(rows.key, rows.cell.astype(np.uint32), unit_key).astype(np.uint32)
 
     def _add_alone(self, rows: Rows) -> None:
         nothing = np.empty(0, np.uint64)
@@ -259,6 +272,14 @@ class Bounding:
             )
         if not self._state.size:
             yield self._nothing()
+
+    def _kept_keys(self) -> Iterator[npt.NDArray[np.integer] | None]:
+        """The keys of all that is kept, each at least once."""
+        if isinstance(self._state, Packed) and not self._alone:
+            for unit, place, _, first in self._state.blocks():
+                yield self._permutation.cell(place.compress(first), self._units.keys(unit.compress(first)))
+        else:
+            yield from (part.key for part in self._parts())
 
     def _nothing(self) -> Columns:
         nothing = np.empty(0, np.uint64)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge_agg.privacy.ids import int64s
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -51,6 +53,18 @@ class Rows:
             time_us=self.time_us[start:stop],
             readings={name: codes[start:stop] for name, codes in self.readings.items()},
             totals={name: total[start:stop] for name, total in self.totals.items()},
+        )
+
+    def take(self, index: npt.NDArray[np.intp]) -> Rows:
+        """Some of the rows, in the order of the index."""
+        at = int64s(index)
+        return Rows(
+            unit=None if self.unit is None else self.unit.take(at),
+            cell=self.cell.take(index),
+            key=None if self.key is None else self.key.take(at),
+            time_us=self.time_us.take(index),
+            readings={name: codes.take(index) for name, codes in self.readings.items()},
+            totals={name: total.take(index) for name, total in self.totals.items()},
         )
 
 

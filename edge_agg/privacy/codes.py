@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from edge_agg.privacy.ids import Grown, Integers, Texts, integers, texts
+from edge_agg.privacy.ids import Asked, Grown, Integers, Texts, integers
 from edge_agg.privacy.table import ABSENT, Table
 
 if TYPE_CHECKING:
@@ -70,11 +70,10 @@ class Codes:
             ids = ids.dictionary_decode()
         if pa.types.is_integer(ids.type):
             numbers = integers(ids)
-            return self._matched(
-                ids, numbers, self._keying.of_integers(numbers.view(np.uint64)), self._integers, add=add
-            )
-        series = texts(ids)
-        return self._matched(ids, series, self._keying.of_texts(series), self._texts, add=add)
+            keys = self._keying.of_integers(numbers.view(np.uint64))
+            return self._matched(ids, numbers, keys, self._integers, add=add)
+        asked = Asked(ids)
+        return self._matched(ids, asked, self._keying.of_texts(asked.series), self._texts, add=add)
 
     def _known(self, ids: pa.DictionaryArray, *, add: bool) -> tuple[UInt64s, UInt64s] | None:
         """Code and key of each text of a dictionary; None if that is more work than the rows are.
@@ -98,7 +97,7 @@ class Codes:
     ) -> tuple[UInt64s, UInt64s]:
         codes, new = self._table.look_up(keys, self._keys.values, add=add)
         if len(new):
-            held.extend(ids, new)
+            held.extend(asked, new)
             self._keys.extend(keys[new])
         if not held.size:  # nothing yet, or ids of the other kind
             return np.full(len(codes), ABSENT), keys
@@ -107,7 +106,7 @@ class Codes:
             one = ids[row].as_py()
             if one not in self._namesakes and add:
                 self._namesakes[one] = len(self)
-                held.extend(ids, np.array([row]))
+                held.extend(asked, np.array([row]))
                 self._keys.extend(keys[row : row + 1])
             codes[row] = self._namesakes.get(one, ABSENT)
         return codes, keys

@@ -62,9 +62,9 @@ class Integers:
         """How many there are."""
         return self._values.size
 
-    def extend(self, ids: pa.Array, rows: Index) -> None:
+    def extend(self, ids: Int64s, rows: Index) -> None:
         """Append the ids of some rows."""
-        self._values.extend(integers(ids)[rows])
+        self._values.extend(ids.take(rows))
 
     def differ(self, codes: UInt64s, ids: Int64s) -> Bools:
         """Where the id of a code is not the one beside it."""
@@ -76,12 +76,28 @@ class Integers:
         return int64s(self._values.values.take(codes.view(np.intp)))
 
 
+class Asked:
+    """Texts that come, as an array, as a series, and as views."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        """Look at texts, string or large_string."""
+        import polars as pl
+
+        self.array = ids
+        views = _views(ids)
+        self.series = pl.Series(values=views)
+        self.views = _view_words(views)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+
 class Texts:
     """Texts by code: a string view array that grows at its end, with the buffers that the longer ones lie in."""
 
     def __init__(self) -> None:
         """Begin without any."""
-        self._views = Grown(np.uint32, (4,))  # length; then the text, or its prefix, buffer and offset
+        self._views = Grown(np.uint64, (2,))  # length and prefix; then the rest of the text, or its buffer and offset
         self._buffers: list[pa.Buffer] = []
         self._series: pl.Series | None = None
 
@@ -90,25 +106,32 @@ class Texts:
         """How many there are."""
         return self._views.size
 
-    def extend(self, ids: pa.Array, rows: Index) -> None:
+    def extend(self, ids: Asked, rows: Index) -> None:
         """Append the ids of some rows."""
-        array = _views(ids.take(int64s(rows)))  # compact: it holds no more text than its own
-        _, views, *buffers = array.buffers()
-        more = np.frombuffer(views, np.uint32).reshape(-1, 4)[array.offset : array.offset + len(array)].copy()
-        long = more[:, 0] > _INLINE_BYTES
-        if long.any():
-            more[long, 2] += np.uint32(len(self._buffers))
-            self._buffers += buffers
+        more = ids.views.take(rows, axis=0)
+        long = _are_long(more)
+        if len(long):
+            array = _views(ids.array.take(int64s(rows.take(long))))  # compact: it holds no more text than its own
+            views = _view_words(array).copy()
+            views.view(np.uint32)[:, 2] += np.uint32(len(self._buffers))
+            more[long] = views
+            self._buffers += array.buffers()[2:]
         self._views.extend(more)
-        import polars as pl
+        self._series = None
 
-        held = [None, pa.py_buffer(self._views.values), *self._buffers]
-        self._series = pl.Series(values=pa.Array.from_buffers(pa.string_view(), self._views.size, held))
+    def differ(self, codes: UInt64s, ids: Asked) -> Bools:
+        """Where the id of a code is not the one beside it.
 
-    def differ(self, codes: UInt64s, ids: pl.Series) -> Bools:
-        """Where the id of a code is not the one beside it."""
-        differ = self._of(codes) != ids
-        return differ.to_numpy() if differ.any() else np.zeros(len(ids), np.bool_)
+        A view tells short texts apart, and long ones whose lengths or prefixes differ; the others are compared whole.
+        """
+        held = self._views.values.take(codes.view(np.intp), axis=0)
+        long = _are_long(ids.views)
+        differ: Bools = held[:, 0] != ids.views[:, 0]
+        beyond = held[:, 1] != ids.views[:, 1]
+        if len(long):
+            beyond[long] = (self._of(codes.take(long)) != _gathered(ids.series, long)).to_numpy()
+        differ |= beyond
+        return differ
 
     def take(self, codes: UInt64s) -> pa.Array:
         """The ids of some codes, large_string."""
@@ -117,8 +140,10 @@ class Texts:
     def _of(self, codes: UInt64s) -> pl.Series:
         import polars as pl
 
-        held = pl.Series(dtype=pl.String) if self._series is None else self._series
-        return held[pl.Series(codes.astype(np.uint32))]
+        if self._series is None:
+            held = [None, pa.py_buffer(self._views.values), *self._buffers]
+            self._series = pl.Series(values=pa.Array.from_buffers(pa.string_view(), self._views.size, held))
+        return _gathered(self._series, codes)
 
 
 def int64s(values: Int64s) -> pa.Array:
@@ -132,14 +157,25 @@ def integers(ids: pa.Array) -> Int64s:
     return values
 
 
-def texts(ids: pa.Array) -> pl.Series:
-    """Textual ids as a series."""
+def _gathered(series: pl.Series, index: npt.NDArray[np.integer]) -> pl.Series:
     import polars as pl
 
-    return pl.Series(values=_views(ids))
+    return series[pl.Series(index.astype(np.uint32))]
 
 
 def _views(ids: pa.Array) -> pa.StringViewArray:
     if pa.types.is_large_string(ids.type) and (data := ids.buffers()[2]) is not None and data.size >= _MOST_BYTES:
         ids = ids.take(pa.array(np.arange(len(ids))))
     return ids.cast(pa.string_view())
+
+
+def _view_words(views: pa.StringViewArray) -> UInt64s:
+    """The views themselves, uint64[n, 2]: a short text is all in them, and zeros fill what it leaves."""
+    if not len(views):
+        return np.empty((0, 2), np.uint64)
+    return np.frombuffer(views.buffers()[1], np.uint64, 2 * len(views), 16 * views.offset).reshape(-1, 2)
+
+
+def _are_long(views: UInt64s) -> Index:
+    """Which texts do not lie in their views."""
+    return np.flatnonzero(views.view(np.uint32)[:, 0] > _INLINE_BYTES)

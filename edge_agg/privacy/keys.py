@@ -65,7 +65,7 @@ class Keys:
 
     def encode(self, keys: pa.Array) -> Int32s:
         """The code of each key."""
-        return self._codes.encode(keys)[0].astype(np.int32)
+        return self._codes.codes(keys).astype(np.int32)
 
     def place(self, keys: pa.Array, cell: npt.NDArray[np.uint32], unit_key: UInt64s) -> UInt64s:
         """Where each key and cell stand among those of a unit."""

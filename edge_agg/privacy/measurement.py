@@ -176,6 +176,8 @@ class Measurement:
 def units_of_keys(bounded: Bounded) -> Int64s:
     """Distinct units of each discovered key, int64[n_keys]: a unit counts once for a key, in however many cells."""
     assert bounded.key is not None, "the plan discovers keys"
+    if not bounded.cell.any():  # one cell: a unit has one first row under each of its keys
+        return count_units(bounded.key, bounded.first, len(bounded.keys))
     n_keys = max(1, len(bounded.keys))
     # A unit's rows lie together, so its number in that order tells it apart.
     number = np.zeros(len(bounded.unit), dtype=np.int64)

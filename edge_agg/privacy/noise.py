@@ -20,6 +20,8 @@ from opendp import combinators, domains, measurements, metrics
 from edge_agg.contract.release import RHO_GRID, Mechanism
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
 dp.enable_features("contrib")
@@ -30,6 +32,9 @@ _LEAST_SCALE = 2.0**-20
 _NEAR = 2.0**-40
 """How far, in relation to it, a scale may lie from its formula's."""
 _MAX_THRESHOLD = 2**62
+_SECANTS = 8
+_STRIDE = 16
+"""A search that begins near its end goes so much farther each time that it has not come past it."""
 _CHUNK = 4_096
 """Cells that one thread draws at a time: OpenDP lets go of the GIL while it samples."""
 
@@ -98,14 +103,41 @@ def rho_within(epsilon: float, delta: float) -> Fraction:
 
     This is how a budget in epsilon becomes a budget in rho, once per plan and per account.
     """
+
+    def excess(steps: int) -> float:
+        return epsilon_of(Fraction(steps, RHO_GRID), delta) - epsilon
+
     low, high = 0, math.ceil(64 * max(epsilon, 1.0)) * RHO_GRID
+    near = _near(excess, low, high) if excess(high) > 0 else high
+    reach = 1  # what is found near is only where to look: the search ends where the map says
+    while reach < high and excess(max(near - reach, low)) > 0:
+        reach *= _STRIDE
+    low = max(near - reach, low)
+    reach = 1
+    while low + reach < high and excess(low + reach) <= 0:
+        low, reach = low + reach, reach * _STRIDE
+    high = min(low + reach, high)
     while high - low > 1:
         middle = (low + high) // 2
-        if epsilon_of(Fraction(middle, RHO_GRID), delta) <= epsilon:
+        if excess(middle) <= 0:
             low = middle
         else:
             high = middle
     return Fraction(low, RHO_GRID)
+
+
+def _near(excess: Callable[[int], float], low: int, high: int) -> int:
+    """About where an excess that grows with the root of its argument, nearly linearly, is 0: a few secants."""
+    before, now = high // 2, high // 4
+    at_before, at_now = excess(before), excess(now)
+    for _ in range(_SECANTS):
+        if at_now == at_before or now == before:
+            break
+        root = math.sqrt(now) - at_now * (math.sqrt(now) - math.sqrt(before)) / (at_now - at_before)
+        before, at_before = now, at_now
+        now = min(max(round(root * root), low), high)
+        at_now = excess(now)
+    return now
 
 
 def threshold_of(mechanism: Mechanism, *, scale: float, cells: int, delta: float) -> tuple[int, float]:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_agg.privacy.reach import Reach
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -49,6 +51,7 @@ class Packed:
         self._place_bits, self._tail_bits = place_bits, tail_bits
         self._rows = np.empty(0, np.uint64)
         self._kept = self.size = 0
+        self.reach = Reach(max_partitions)
 
     def add(self, unit: UInt64s, place: npt.NDArray[np.uint32], tail: UInt64s | None) -> None:
         """Take rows in; `tail` is None where it has no bits."""
@@ -92,6 +95,7 @@ class Packed:
             rows = self._rows[start : min(start + BLOCK_ROWS, self.size)]
             unit = rows >> shift
             rows ^= (unit ^ codes_of(unit)) << shift
+        self.reach.forget()
         self._kept = 0
 
     @property
@@ -132,9 +136,11 @@ class Packed:
         width = block.dtype.type
         group = block >> width(self._tail_bits) if self._tail_bits else block
         new = starts(group)
-        unit = np.compress(new, group) >> width(self._place_bits)
-        keep = within(group, new, unit, max_rows=self._max_rows, max_partitions=self._max_partitions)
-        return block.compress(keep)
+        groups = np.compress(new, group)
+        unit = groups >> width(self._place_bits)
+        stays = first_of(unit, self._max_partitions)
+        self.reach.learn(unit, groups & width((1 << self._place_bits) - 1), stays)
+        return block.compress(within(group, new, stays, max_rows=self._max_rows))
 
 
 def starts(sorted_keys: npt.NDArray[np.integer]) -> Bools:
@@ -144,22 +150,24 @@ def starts(sorted_keys: npt.NDArray[np.integer]) -> Bools:
     return begins
 
 
-def within(
-    group: npt.NDArray[np.integer], new: Bools, unit: npt.NDArray[np.integer], *, max_rows: int, max_partitions: int
-) -> Bools:
+def first_of(unit: npt.NDArray[np.integer], max_partitions: int) -> Bools:
+    """Which of some sorted groups, given by their units, are among the first of their unit."""
+    stays = np.ones(len(unit), np.bool_)
+    np.not_equal(unit[max_partitions:], unit[:-max_partitions], out=stays[max_partitions:])
+    return stays
+
+
+def within(group: npt.NDArray[np.integer], new: Bools, stays: Bools, *, max_rows: int) -> Bools:
     """Which of some sorted rows are within the limits.
 
     Args:
         group: each row's unit and cell, as one number.
         new: where a group begins.
-        unit: each group's unit.
+        stays: which groups do.
         max_rows: L-infinity.
-        max_partitions: L0.
     """
     keep = np.ones(len(group), np.bool_)
     np.not_equal(group[max_rows:], group[:-max_rows], out=keep[max_rows:])
-    stays = np.ones(len(unit), np.bool_)
-    np.not_equal(unit[max_partitions:], unit[:-max_partitions], out=stays[max_partitions:])
     if not stays.all():
         keep &= stays.take(np.cumsum(new) - 1, mode="clip")
     return keep

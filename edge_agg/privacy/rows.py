@@ -19,7 +19,6 @@ from edge_agg.contract.vectors import Reading, Vector, readings_of, totals_of
 from edge_agg.privacy.aggregate import to_bins, to_grid, to_steps
 from edge_agg.privacy.bound import Rows
 from edge_agg.privacy.derive import derive
-from edge_agg.privacy.ids import int64s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,18 +46,7 @@ class Events:
 
     def take(self, index: npt.NDArray[np.intp]) -> Rows:
         """Some of the rows, each at most once."""
-        rows = self.rows
-        if len(index) == len(rows.cell):
-            return rows
-        at = int64s(index)
-        return Rows(
-            unit=None if rows.unit is None else rows.unit.take(at),
-            cell=rows.cell[index],
-            key=None if rows.key is None else rows.key.take(at),
-            time_us=rows.time_us[index],
-            readings={name: codes[index] for name, codes in rows.readings.items()},
-            totals={name: steps[index] for name, steps in rows.totals.items()},
-        )
+        return self.rows if len(index) == len(self.rows.cell) else self.rows.take(index)
 
 
 def read_events(plan: Plan, vectors: Sequence[Vector], batch: pa.RecordBatch) -> Events:

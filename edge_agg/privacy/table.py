@@ -25,8 +25,9 @@ ABSENT = np.uint64(0xFFFFFFFF)
 _LEAST_SLOTS = 1 << 12
 _ROOM = 2
 """Slots there are, at least, for each code."""
-_GROWTH = 4
-"""Slots there are, more or less, for each code after the table has grown."""
+_GROWTH = 2
+"""Slots there are, at least, for each code after the table has grown; up to twice as many."""
+_BLOCK_SLOTS = 1 << 16
 _CODE = np.uint64(0xFFFFFFFF)
 _UPPER = ~_CODE
 
@@ -96,9 +97,16 @@ class Table:
         return codes, slots
 
     def _grow(self, known: UInt64s, least: int) -> None:
-        codes = np.compress(self._slots != ABSENT, self._slots) & _CODE
-        keys = known.take(codes.view(np.intp))
+        """Lay a larger table out, a block of the old one at a time."""
+        old = self._slots
         self._slots = np.full(1 << (_GROWTH * least).bit_length(), ABSENT)
+        for start in range(0, len(old), _BLOCK_SLOTS):
+            block = old[start : start + _BLOCK_SLOTS]
+            codes = np.compress(block != ABSENT, block) & _CODE
+            self._lay(codes, known.take(codes.view(np.intp)))
+
+    def _lay(self, codes: UInt64s, keys: UInt64s) -> None:
+        """Put codes in, of which none is there."""
         last = len(self._slots) - 1
         slots, words = (keys & np.uint64(last)).view(np.intp), (keys & _UPPER) | codes
         waiting, turn = np.arange(len(codes)), 0

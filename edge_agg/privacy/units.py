@@ -54,13 +54,12 @@ class Units:
 
     def encode(self, ids: pa.Array) -> tuple[UInt64s, UInt64s]:
         """The code and the key of each id, uint64[n] each."""
-        if self._codes is None:
-            codes = _unsigned(ids)
-            self.bound = max(self.bound, int(codes.max(initial=0)) + 1)
-            return codes, self._keying.of_integers(codes)
-        dense, keys = self._codes.encode(ids)
-        self.bound = len(self._codes)
-        return dense, keys
+        codes, keys = self._coded(ids)
+        return codes, self._keying.of_integers(codes) if keys is None else keys
+
+    def codes(self, ids: pa.Array) -> UInt64s:
+        """The code of each id, where nobody asks for its key."""
+        return self._coded(ids)[0]
 
     def find(self, ids: pa.Array) -> UInt64s:
         """The codes of those among some ids that have one, ascending."""
@@ -79,6 +78,16 @@ class Units:
     def ids(self, codes: UInt64s) -> pa.Array:
         """The ids of some codes, int64 or large_string."""
         return int64s(codes.view(np.int64)) if self._codes is None else self._codes.ids(codes)
+
+    def _coded(self, ids: pa.Array) -> tuple[UInt64s, UInt64s | None]:
+        """The code of each id; and its key, if that has been found on the way."""
+        if self._codes is None:
+            codes = _unsigned(ids)
+            self.bound = max(self.bound, int(codes.max(initial=0)) + 1)
+            return codes, None
+        dense, keys = self._codes.encode(ids)
+        self.bound = len(self._codes)
+        return dense, keys
 
 
 def _is_integer(ids: pa.Array) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_agg.privacy.packed import starts, within
+from edge_agg.privacy.packed import first_of, starts, within
+from edge_agg.privacy.reach import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +77,7 @@ class Wide:
         self._ranks = ranks
         self._parts: list[Columns] = []
         self._kept = self.size = 0
+        self.reach = Reach(max_partitions)
 
     def add(self, part: Columns) -> None:
         """Take rows in."""
@@ -87,6 +89,7 @@ class Wide:
     def recode(self, codes_of: Callable[[UInt64s], UInt64s]) -> None:
         """Give every row's unit another code."""
         self._parts = [replace(part, unit=codes_of(part.unit)) for part in self._parts]
+        self.reach.forget()
         self._kept = 0
 
     def recode_keys(self, codes_of: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]]) -> None:
@@ -110,9 +113,9 @@ class Wide:
         if rows.key is not None:
             first |= starts(rows.key[order])
         begins = np.flatnonzero(first)
-        keep = np.flatnonzero(
-            within(np.cumsum(first), first, unit[begins], max_rows=self._max_rows, max_partitions=self._max_partitions)
-        )
+        stays = first_of(unit[begins], self._max_partitions)
+        self.reach.learn(unit[begins], rows.place[order[begins]], stays)
+        keep = np.flatnonzero(within(np.cumsum(first), first, stays, max_rows=self._max_rows))
         totals = {name: _whole(total[order], begins)[keep] for name, total in rows.totals.items()}
         self._parts = [replace(rows.take(order[keep]), totals=totals, first=first[keep])]
         self._kept = self.size = len(keep)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -41,3 +43,40 @@ def test_over_its_limit_the_agent_refuses_and_does_not_grow() -> None:
     statuses, resident, _, _ = load('[memory]\nlimit = "8GiB"', 30)
     assert set(statuses) == {200}
     assert max(resident) > LIMIT_MB
+
+
+BATCHES = """
+import resource, sys
+import numpy as np
+import pyarrow as pa
+from edge_agg.ceilings import give_back, resident_bytes, settle_heap
+if sys.argv[1] == "settled":
+    settle_heap()
+def batch():
+    arrays = [np.ones(1 << 17) for _ in range(8)]
+    return len(arrays), pa.concat_arrays([pa.array(arrays[0])] * 2).nbytes
+for _ in range(3):
+    batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    batch()
+faults, held = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, resident_bytes()
+give_back()
+print(faults, held - resident_bytes())
+"""
+
+
+@pytest.mark.slow
+def test_batches_use_the_same_pages_again_until_a_closing() -> None:
+    """Guarantee: in a settled heap a batch takes over most of the last one's pages, and `give_back` returns them.
+
+    Mutant: in a heap as it comes each batch faults its pages in anew.
+    """
+
+    def batches(heap: str) -> list[int]:
+        said = subprocess.run([sys.executable, "-c", BATCHES, heap], capture_output=True, text=True, check=True)
+        return [int(one) for one in said.stdout.split()]
+
+    faults, returned = batches("settled")
+    assert returned > 4 << 20
+    assert batches("as it comes")[0] > 5 * faults

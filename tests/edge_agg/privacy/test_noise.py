@@ -129,6 +129,16 @@ def test_rho_within_is_the_largest_that_fits(epsilon: float, delta: float) -> No
     assert noise.epsilon_of(rho, delta) <= epsilon < noise.epsilon_of(rho + Fraction(1, RHO_GRID), delta)
 
 
+@pytest.mark.parametrize("near", [lambda _, low, __: low, lambda _, __, high: high, lambda *_: 2**39])
+def test_rho_within_does_not_hang_on_where_the_search_begins(monkeypatch: pytest.MonkeyPatch, near: Any) -> None:
+    """Only the map says where the search ends: from any beginning it ends at the same rho."""
+    found = noise.rho_within(1.0, 1e-9)
+    noise.rho_within.cache_clear()
+    monkeypatch.setattr(noise, "_near", near)
+    assert noise.rho_within(1.0, 1e-9) == found
+    noise.rho_within.cache_clear()
+
+
 def test_rho_within_is_monotone() -> None:
     """A larger epsilon or delta never buys less."""
     rhos = [noise.rho_within(epsilon, 1e-9) for epsilon in (0.5, 1.0, 2.0)]

@@ -100,7 +100,9 @@ def is_config(path: Path) -> bool:
 
     try:
         return "agent" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid(f"{path}: not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError, RecursionError):
         raise ConfigInvalid(f"{path}: not TOML") from None
 
 

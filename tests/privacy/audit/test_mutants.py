@@ -38,13 +38,13 @@ def test_half_the_noise_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_half_the_noise_on_discovered_keys_is_caught(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mechanism: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mechanism: str
 ) -> None:
-    """Mutant: half the scale, of the selection as well as of the vector."""
+    """Mutant: half the scale, of the selection as well as of the vectors, for every kind."""
     mutants.less_noise(monkeypatch, 2.0)
-    case = Case(kind="distinct_units", mechanism=mechanism, discovered=True)
-    assert bound_on(tmp_path, case, "at most", times=3) > EPSILON
+    assert bound_on(tmp_path, Case(kind=kind, mechanism=mechanism, discovered=True), "at most", times=3) > EPSILON
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

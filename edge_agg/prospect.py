@@ -17,7 +17,7 @@ from edge_agg.journal import Journal
 from edge_agg.privacy.ledger import heaviest
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, look
-from edge_agg.privacy.statement import budget_of, loss, period, rounded_up
+from edge_agg.privacy.statement import account_in_words, budget_of, days, loss, period, plural, rounded_up
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -50,13 +50,25 @@ class Prospect:
         if now is not None and self.entries:
             step = min(demand.every for demand in self.demands)
             lost = loss(heaviest(self.budget.horizon, self.entries, around=now - step), self.account.delta).epsilon
-        over = f"{self.account.epsilon:g} spent in {self.budget.horizon.days} days"
+        over = f"{self.account.epsilon:g} spent in {days(self.budget.horizon)}"
         return f"account {self.account.name}: epsilon {rounded_up(lost)} of {over}"
+
+    def promise(self) -> str:
+        """What it promises about one unit, whatever its plans are."""
+        return account_in_words(
+            self.budget,
+            unit=self.account.privacy_unit,
+            epsilon=self.account.epsilon,
+            delta=self.account.delta,
+            nodes=max((one.plan.privacy_unit.max_nodes for one in self.measurements), default=1),
+        )
 
     def lasts(self) -> str:
         """Until when, if all its plans go on together."""
         if not self.demands:
             return "no plan charges it"
+        if self._is_over:
+            return f"its history, to {self.until:%-d %b %Y}, is closed: nothing more is charged"
         outlook = look(self.budget, self.entries, self.demands)
         names = [f"{period(demand.every)} releases of {demand.plan}" for demand in self.demands]
         if self.until is not None and (outlook.ends is None or outlook.ends >= self.until):
@@ -64,15 +76,15 @@ class Prospect:
         if outlook.ends is None:
             found = "never run out" if outlook.looked_to is None else f"last beyond {outlook.looked_to:%-d %b %Y}"
             return f"{_listed(names)} {found}"
-        left = [
-            f"{max(0, -(-(outlook.ends - demand.start) // demand.every))} more {name}"
-            for demand, name in zip(self.demands, names, strict=True)
-        ]
+        left = []
+        for demand in self.demands:
+            count = max(0, -(-(outlook.ends - demand.start) // demand.every))
+            left.append(f"{plural(count, f'more {period(demand.every)} release')} of {demand.plan}")
         return f"{_listed(left)}, until {outlook.ends:%-d %b %Y}"
 
     def remedy(self) -> str | None:
         """What would make it last for ever; None where it does."""
-        if not self.demands:
+        if not self.demands or self._is_over:
             return None
         outlook = look(self.budget, self.entries, self.demands)
         if outlook.ends is None or (self.until is not None and outlook.ends >= self.until):
@@ -88,10 +100,15 @@ class Prospect:
         if advice.rho_share is not None and advice.rho_share < 1:
             epsilon = cheaper_epsilon(measurement, advice.rho_share)
             ways.append(f"epsilon {int(epsilon * 1000) / 1000:g} in place of {plan.budget.epsilon:g}")
-        said = f"{advice.plan} asks for {advice.share:.0%} of it in {self.budget.horizon.days} days."
+        said = f"{advice.plan} asks for {advice.share:.0%} of it in {days(self.budget.horizon)}."
         if not ways:
             return f"{said} The other plans alone ask for too much: slow them down as well, or lower their epsilon."
         return f"{said} To last for ever: {', or '.join(ways)}."
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether every window of a history has closed: released, exhausted or lost, none is to come."""
+        return self.until is not None and all(demand.start >= self.until for demand in self.demands)
 
 
 def prospects(

@@ -17,7 +17,7 @@ from edge_agg.audit.books import open_books
 from edge_agg.audit.recount import recount
 from edge_agg.config import discovery_of, horizon_of, load, plans_of
 from edge_agg.errors import JournalFailed
-from edge_agg.privacy.statement import budget_of, loss, rounded_up
+from edge_agg.privacy.statement import budget_of, days, loss, plural, rounded_up
 
 if TYPE_CHECKING:
     from edge_agg.audit.recount import AccountCount, Recount
@@ -60,7 +60,9 @@ def verify(path: Path, *, machine: bool) -> bool:
 
 def _show(console: Console, found: Recount, tables: dict[str, AccountTable]) -> None:
     head = f", the last {found.head.hex()[:12]}" if found.releases else ""
-    console.print(f"[bold]{found.agent}[/]  journal {found.incarnation[:12]}, {found.releases} releases{head}")
+    console.print(
+        f"[bold]{found.agent}[/]  journal {found.incarnation[:12]}, {plural(found.releases, 'release')}{head}"
+    )
     for account in found.accounts:
         table = Table(title=escape(f"account {account.name}"))
         table.add_column("plan")
@@ -100,7 +102,7 @@ def _in_words(account: AccountCount, table: AccountTable | None) -> str:
     if lost is None:
         return "More was lost in one horizon than this delta can express."
     text = (
-        f"In the heaviest {account.budget.horizon.days} days one {table.privacy_unit} lost at most epsilon "
+        f"In the heaviest {days(account.budget.horizon)} one {table.privacy_unit} lost at most epsilon "
         f"{rounded_up(lost.epsilon)} of {table.epsilon:g} (delta {table.delta:g}) at this site"
     )
     nodes = max((plan.measurement.plan.privacy_unit.max_nodes for plan in account.plans if plan.measurement), default=1)

@@ -13,6 +13,7 @@ from edge_agg.audit.chain import check_chain
 from edge_agg.audit.charges import Difference, amount, check_charges, compile_again, entries_of, moment, read_charges
 from edge_agg.contract.release import Charge
 from edge_agg.privacy.ledger import heaviest, total
+from edge_agg.privacy.statement import days
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,5 +172,5 @@ def _overrun(account: AccountCount) -> list[Difference]:
     if account.heaviest.rho <= budget.rho and account.heaviest.delta <= budget.delta:
         return []
     allowed = Charge(rho=budget.rho, delta=budget.delta)
-    problem = f"lost {amount(account.heaviest)} in {budget.horizon.days} days, and its budget is {amount(allowed)}"
+    problem = f"lost {amount(account.heaviest)} in {days(budget.horizon)}, and its budget is {amount(allowed)}"
     return [Difference(where=where, problem=problem)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NewType
+from typing import TYPE_CHECKING, Any, NewType, get_args
 
 import msgspec
 
@@ -97,6 +97,7 @@ PlanHash = NewType("PlanHash", bytes)
 _HOURS: list[Key] = list(range(24))
 _WEEKDAYS: list[Key] = list(range(1, 8))
 _MICROSECOND = timedelta(microseconds=1)
+_KINDS = [kind.__struct_config__.tag for kind in get_args(Metric)]
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 
 
@@ -116,8 +117,10 @@ def parse_plan(text: str, *, read: Callable[[str], str] | None = None) -> Plan:
     try:
         plan = msgspec.toml.decode(text.encode(), type=Plan)
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `")
-        raise PlanInvalid(path.rstrip("`") or "$", problem) from None
+        problem, _, place = str(error).partition(" - at `")
+        path = place.rstrip("`") or "$"
+        known = f": a kind is one of {', '.join(_KINDS)}" if path.endswith(".kind") else ""
+        raise PlanInvalid(path, problem + known) from None
     except msgspec.DecodeError as error:
         raise PlanInvalid("$", f"not TOML: {error}") from None
     except (ValueError, RecursionError):

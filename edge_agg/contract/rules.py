@@ -12,6 +12,7 @@ import re
 from datetime import timedelta
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from edge_agg.contract.cells import n_cells
 from edge_agg.contract.errors import PlanInvalid
@@ -38,6 +39,9 @@ from edge_agg.contract.grammar import (
 )
 from edge_agg.contract.vectors import payload_columns
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 MAX_COLUMNS = 4_096
 """Columns of one payload: its schema lists them."""
 RESERVED = frozenset(
@@ -61,6 +65,7 @@ _KEY_TYPE: dict[str, type] = {"string": str, "integer": int, "boolean": bool}
 _NAME_RULE = "lower-case letters, digits and single underscores, beginning with a letter, 63 at most"
 _MAX_DURATION = timedelta(days=366)
 _MAX_QUANTILES = 100
+_SHOWN_COLUMNS = 20
 _MAX_STEPS = 2**31
 
 
@@ -83,7 +88,9 @@ def check_sources(plan: Plan) -> None:
     require("$.partition", len(plan.partition) <= MAX_PARTITIONS, f"must hold {MAX_PARTITIONS} partitions at most")
     for i, partition in enumerate(plan.partition):
         given = [name for name in SOURCES if getattr(partition, name) is not None]
-        require(f"$.partition[{i}]", len(given) == 1, "has one of values, range, file, calendar and discover")
+        require(
+            f"$.partition[{i}]", len(given) == 1, "must have exactly one of values, range, file, calendar and discover"
+        )
         if partition.file is not None:
             inside = _FILE.fullmatch(partition.file) is not None
             require(f"$.partition[{i}].file", inside, "names a file in the plan's folder, by letters, digits and ._-")
@@ -135,8 +142,11 @@ def _check_columns(plan: Plan) -> None:
     for name in columns:
         fits = COLUMN.fullmatch(name) is not None
         require(f"$.events.columns.{name}", fits, COLUMN_RULE)
+    _require_column(columns, "$.events.time", plan.events.time)
     require("$.events.time", columns.get(plan.events.time) == "timestamp", "must name a column of type timestamp")
     if unit.event is None:
+        require("$.privacy_unit.column", unit.column is not None, "stands here, or `event = true` does")
+        _require_column(columns, "$.privacy_unit.column", unit.column or "")
         known = unit.column is not None and columns.get(unit.column) in {"string", "integer"}
         require("$.privacy_unit.column", known, "must name a column of type string or integer")
         require("$.privacy_unit.column", unit.column != EVENT, f"`{EVENT}` is what a unit without a column is called")
@@ -148,6 +158,12 @@ def _check_columns(plan: Plan) -> None:
         require("$.bounds.max_windows", plan.bounds.max_windows is None, "an event lies in one window anyway")
         require("$.privacy_unit.max_nodes", unit.max_nodes == 1, "an event is seen at one site")
     require("$.privacy_unit.max_nodes", 1 <= unit.max_nodes <= 2**20, "must lie in 1 .. 2**20")
+
+
+def _require_column(columns: Mapping[str, object], path: str, name: str) -> None:
+    known = ", ".join(itertools.islice(columns, _SHOWN_COLUMNS))
+    more = ", and others" if len(columns) > _SHOWN_COLUMNS else ""
+    require(path, name in columns, f"names no column of the plan: there are {known}{more}")
 
 
 def _check_bounds(plan: Plan) -> None:
@@ -171,7 +187,8 @@ def _check_period(plan: Plan) -> None:
     length = _duration("$.bounds.period", period)
     fits = timedelta(0) < length <= 10 * _MAX_DURATION and length % plan.every == timedelta(0)
     require("$.bounds.period", fits, "must be a multiple of the window, 3660d at most")
-    require("$.bounds.max_windows", 1 <= windows <= length // plan.every, "must lie in 1 .. the period's windows")
+    held = length // plan.every
+    require("$.bounds.max_windows", 1 <= windows <= held, f"must lie in 1 .. {held}, the windows of a period")
 
 
 def _duration(path: str, text: str) -> timedelta:
@@ -192,6 +209,7 @@ def _check_partitions(plan: Plan) -> None:
         require(where, label not in taken, "stands twice, or is reserved")
         require(where, _DERIVED.fullmatch(label) is None, "must not end in __scale or __ and digits")
         taken.add(label)
+        _require_column(plan.columns, f"{path}.column", partition.column)
         if partition.discover is None:
             _check_public(plan, partition, path)
             cells *= len(partition.public) + partition.other
@@ -296,6 +314,7 @@ def _check_clip(plan: Plan, metric: Sum | Mean | Variance, path: str) -> None:
 
 
 def _check_number(plan: Plan, column: str, path: str) -> None:
+    _require_column(plan.columns, f"{path}.column", column)
     kind = plan.columns.get(column)
     require(f"{path}.column", kind in {"float", "integer"}, "must name a column of type float or integer")
 

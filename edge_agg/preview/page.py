@@ -24,6 +24,7 @@ from edge_agg.preview.text import bounds_of, number, percent, signed, table_of
 from edge_agg.preview.wanted import parse_want, show_want
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.predict import assumed, chances_to_show, figures, units_to_show
+from edge_agg.privacy.statement import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,7 @@ def show(path: Path, question: Question) -> None:
     want = None if question.want is None else parse_want(question.want, plan)
     console.print(
         f"[bold]{plan.name} v{plan.version}[/]  epsilon {plan.budget.epsilon:g} a window of {plan.window.every}, "
-        f"{question.sites:,} {'site' if question.sites == 1 else 'sites'}",
+        f"{plural(question.sites, 'site')}",
         highlight=False,
     )
     if question.sample is None:
@@ -122,7 +123,7 @@ def _show_noise(
     if sites > 1:
         scopes.append((f"one cell\n{sites:,} sites", cell, sites))
     if all_cells > 1:
-        scopes.append((f"all {all_cells:,} cells\n{sites:,} sites", spread, sites * all_cells))
+        scopes.append((f"all {all_cells:,} cells\n{plural(sites, 'site')}", spread, sites * all_cells))
     if question.windows > 1:
         top = (spread, sites * all_cells) if all_cells > 1 else (cell, sites)
         scopes.append((f"and over\n{question.windows} windows", top[0], top[1] * question.windows))
@@ -223,7 +224,7 @@ def _show_keys(console: Console, measurement: Measurement) -> None:
     half, most = units_to_show(selection, 0.5), units_to_show(selection, 0.95)
     unit = measurement.plan.privacy_unit.label
     console.print(
-        f"A {selection.partition} shows at a site half of the time if {half:,} {unit} have it there, 19 times in 20 if "
-        f"{most:,} do. What does not show is missing from every sum.",
+        f"A {selection.partition} shows at a site half of the time if it has {half:,} distinct {unit} there, 19 times "
+        f"in 20 if it has {most:,}. What does not show is missing from every sum.",
         highlight=False,
     )

@@ -37,8 +37,15 @@ class Loss:
     """The pure epsilon, where the mechanism has one."""
 
     def __str__(self) -> str:
-        text = f"epsilon {rounded_up(self.epsilon)} at delta {self.delta:g}"
-        return text if self.pure is None else f"epsilon {rounded_up(self.pure)} (pure); {text}"
+        epsilon, delta = self.shown
+        return f"epsilon {epsilon} (pure: at delta 0)" if delta == "0" else f"epsilon {epsilon} at delta {delta}"
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Epsilon and delta as people read them, rounded up: the pure epsilon, at delta 0, where that says more."""
+        if self.pure is not None and self.pure <= self.epsilon:
+            return rounded_up(self.pure), "0"
+        return rounded_up(self.epsilon), delta_up(self.delta)
 
     @property
     def guess(self) -> float:
@@ -46,8 +53,8 @@ class Loss:
 
         Source: Kairouz, Oh, Viswanath 2015, the trade-off region's corner: (e**epsilon + delta) / (1 + e**epsilon).
         """
-        epsilon = self.epsilon if self.pure is None else min(self.epsilon, self.pure)
-        return min(1.0, (1 + self.delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon)))
+        known = [(self.epsilon, self.delta)] + ([] if self.pure is None else [(self.pure, 0.0)])
+        return min(1.0, *((1 + delta * math.exp(-epsilon)) / (1 + math.exp(-epsilon)) for epsilon, delta in known))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +72,9 @@ class Statement:
     horizon_person: Loss
     """Every window of the account's horizon, for a person seen at up to `max_nodes` sites."""
     windows: int
-    """Windows that were counted for the horizon: those that fit it, or those that its budget admits."""
+    """Windows that a unit counts in over the horizon: those that fit it, or those that its budget admits."""
+    charges: int
+    """Charges that pay for them: each for a window, or for a period."""
 
 
 def budget_of(*, epsilon: float, delta: float, horizon: timedelta, discovery: float = 0.0) -> Budget:
@@ -117,48 +126,111 @@ def state(measurement: Measurement, budget: Budget, delta: float) -> Statement:
     kept = delta - float(budget.delta)
 
     def composed(times: int) -> Loss:
-        return loss(charge * times, kept + float(charge.delta) * times)
+        whole = None if pure is None else times * pure
+        return loss(charge * times, kept + float(charge.delta) * times, pure=whole)
 
     return Statement(
         window_site=loss(charge, plan.budget.delta or kept + float(charge.delta), pure=pure),
-        window_person=loss(
-            charge * nodes, kept + float(charge.delta) * nodes, pure=None if pure is None else nodes * pure
-        ),
+        window_person=composed(nodes),
         period_person=None if plan.bounds.max_windows is None else composed(nodes * counted),
         horizon_site=composed(windows),
         horizon_person=composed(nodes * windows),
         windows=windows,
+        charges=min(rooms),
     )
 
 
 def promises(said: Statement, plan: Plan, horizon: timedelta) -> list[tuple[str, Loss]]:
     """The statement, as lines of what somebody sees and what that tells at most about one unit."""
-    nodes, days = plan.privacy_unit.max_nodes, f"{horizon.days} days"
+    nodes, span = plan.privacy_unit.max_nodes, f"{days(horizon)} ({_counted(said, plan)})"
+    sites = "this site" if nodes == 1 else f"up to {nodes} sites"
     lines = [("one window, this site", said.window_site)]
     if nodes > 1:
-        lines.append((f"one window, up to {nodes} sites", said.window_person))
+        lines.append((f"one window, {sites}", said.window_person))
     if said.period_person is not None:
-        lines.append((f"{plan.bounds.period}, in which it counts {plan.bounds.max_windows} times", said.period_person))
-    lines.append((f"{days} ({said.windows} windows), this site", said.horizon_site))
+        lines.append((f"{plan.bounds.period} (counts in {plan.bounds.max_windows}), {sites}", said.period_person))
+    lines.append((f"{span}, this site", said.horizon_site))
     if nodes > 1:
-        lines.append((f"{days} ({said.windows} windows), up to {nodes} sites", said.horizon_person))
+        lines.append((f"{span}, {sites}", said.horizon_person))
     return lines
 
 
-def in_words(said: Statement, plan: Plan) -> str:
-    """The promise of one window as a sentence, and what weakens it."""
-    unit = plan.privacy_unit.label
+def in_words(said: Statement, plan: Plan, horizon: timedelta) -> str:
+    """The promise in sentences: of a window, of a person, of a period, of a horizon; and what weakens it."""
+    unit, nodes = plan.privacy_unit.label, plan.privacy_unit.max_nodes
     whose = "one event" if plan.privacy_unit.event else f"one {unit}"
     text = (
         f"Whoever sees everything that leaves this site in one window learns at most {said.window_site} about {whose}."
     )
+    if nodes > 1:
+        text += f" Seen at up to {nodes} sites, {whose} loses at most {said.window_person} in a window."
+    if said.period_person is not None:
+        text += (
+            f" O{whose[1:]} counts in at most {plural(plan.bounds.max_windows or 1, 'window')} of "
+            f"{plan.bounds.period}{f' at each of {nodes} sites' if nodes > 1 else ''}, and loses at most "
+            f"{said.period_person} in all of them."
+        )
+    text += f" In any {days(horizon)} this plan's releases ({_counted(said, plan)}) tell at most {said.horizon_site}"
+    text += f"; those of {nodes} sites together, at most {said.horizon_person}." if nodes > 1 else "."
     if plan.privacy_unit.event:
         text += (
             " This hides one event, not whose it was: a weaker promise. Who has many events is hidden that much less."
         )
     if plan.discovered is not None:
         text += " The delta includes the chance that a discovered key shows which only one unit has."
+    if said.window_site.pure is not None:
+        text += (
+            " The account pays for pure noise by zCDP: one window counts in it like epsilon "
+            f"{rounded_up(said.window_site.epsilon)} at delta {delta_up(said.window_site.delta)}."
+        )
     return text
+
+
+def account_in_words(budget: Budget, *, unit: str, epsilon: float, delta: float, nodes: int) -> str:
+    """What an account promises, whatever its plans are: no charge is taken that would break it.
+
+    Args:
+        budget: the account's.
+        unit: what one of its privacy units is called.
+        epsilon: as written in the config.
+        delta: as written in the config.
+        nodes: sites that one unit may appear at, each with an account like this one.
+    """
+    text = (
+        f"All its plans together, and every window drawn again after a crash: in any {days(budget.horizon)}, what "
+        f"leaves this site tells at most epsilon {epsilon:g} at delta {delta:g} about one {unit}"
+    )
+    if nodes > 1:
+        each = Charge(rho=budget.rho, delta=budget.delta) * nodes
+        whole = loss(each, delta - float(budget.delta) + float(each.delta))
+        text += f"; what leaves {nodes} sites with such an account, at most {whole}"
+    return f"{text}."
+
+
+def _counted(said: Statement, plan: Plan) -> str:
+    """How many windows a horizon was taken to hold."""
+    if said.period_person is None:
+        return plural(said.windows, "window")
+    return f"{plural(said.charges, 'period')} of {plan.bounds.period}"
+
+
+def days(span: timedelta) -> str:
+    """A horizon as people say it; it is a day at least, and what it has beyond whole days is left out of no sum."""
+    whole = span / timedelta(days=1)
+    return "day" if whole == 1 else f"{whole:g} days"
+
+
+def plural(count: int, noun: str) -> str:
+    """So many of something: `1 window`, `2 windows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def delta_up(delta: float) -> str:
+    """A delta as people read it: three digits, rounded up."""
+    shown = f"{delta:.3g}"
+    if float(shown) < delta:
+        shown = f"{delta + 10.0 ** (math.floor(math.log10(delta)) - 2) / 2:.3g}"
+    return shown
 
 
 def rounded_up(epsilon: float) -> str:

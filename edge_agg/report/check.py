@@ -24,7 +24,7 @@ from edge_agg.errors import ConfigInvalid
 from edge_agg.policy import Policy, load_policy, objections
 from edge_agg.privacy.measurement import Measurement, compile_plan
 from edge_agg.privacy.predict import TYPICAL_ROWS, assumed, figures, units_to_show
-from edge_agg.privacy.statement import budget_of, in_words, promises, rounded_up, state
+from edge_agg.privacy.statement import budget_of, in_words, plural, promises, state
 from edge_agg.prospect import prospects
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from edge_agg.contract.derivation import Derivation, Filter
     from edge_agg.contract.plan import Plan
     from edge_agg.privacy.predict import Figure
-    from edge_agg.privacy.statement import Loss
     from edge_agg.prospect import Prospect
 
 HEADER_BYTES = 700
@@ -101,7 +100,9 @@ def is_config(path: Path) -> bool:
 
     try:
         return "agent" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid(f"{path}: not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError, RecursionError):
         raise ConfigInvalid(f"{path}: not TOML") from None
 
 
@@ -109,9 +110,14 @@ def _show_accounts(console: Console, found: Sequence[Prospect], extra: tuple[Pla
     for prospect in found:
         console.print(f"[bold]{prospect.spent()}[/]", highlight=False)
         asked = f", with {extra[0].name} beside the rest" if extra and extra[1] == prospect.account.name else ""
-        console.print(f"  {prospect.lasts()}{asked}.", highlight=False)
+        console.print(f"  {prospect.promise()}", highlight=False)
+        console.print(f"  {_capital(prospect.lasts())}{asked}.", highlight=False)
         if (remedy := prospect.remedy()) is not None:
             console.print(f"  [yellow]{remedy}[/]", highlight=False)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _show_plan(console: Console, plan: Plan, account: AccountTable | None, kept: float, sites: int) -> None:
@@ -172,12 +178,12 @@ def _show_loss(console: Console, measurement: Measurement, account: AccountTable
     # Without an account, the horizon is a year with room for every window.
     epsilon = account.epsilon if account else 1000.0
     said = state(measurement, budget_of(epsilon=epsilon, delta=delta, horizon=horizon, discovery=kept), delta)
-    console.print(in_words(said, plan), highlight=False)
+    console.print(in_words(said, plan, horizon), highlight=False)
     table = Table("who sees everything of", title=f"what that tells at most about one {plan.privacy_unit.label}")
     for name in ("epsilon", "delta", "an even guess is right"):
         table.add_column(name, justify="right")
     for seen, loss in promises(said, plan, horizon):
-        table.add_row(seen, _epsilon(loss), f"{loss.delta:.3g}", f"{loss.guess:.1%}")
+        table.add_row(seen, *loss.shown, f"{loss.guess:.1%}")
     console.print(table)
 
 
@@ -185,10 +191,11 @@ def _show_errors(console: Console, measurement: Measurement, sites: int) -> None
     """Standard errors from noise alone, of one cell."""
     truth = assumed(measurement.plan, TYPICAL_ROWS)
     table = Table("metric", title="standard error of one cell and window, from noise alone")
-    table.add_column("one site", justify="right")
-    table.add_column("1 site" if sites == 1 else f"{sites} sites", justify="right")
-    for one, all_ in zip(figures(measurement, truth), figures(measurement, truth, copies=sites), strict=True):
-        table.add_row(one.label, error(one), error(all_))
+    fleets = [1] if sites == 1 else [1, sites]
+    for fleet in fleets:
+        table.add_column(plural(fleet, "site"), justify="right")
+    for row in zip(*(figures(measurement, truth, copies=fleet) for fleet in fleets), strict=True):
+        table.add_row(row[0].label, *map(error, row))
     console.print(table)
     if any(not isinstance(metric, Count | DistinctUnits | Sum | Histogram) for metric in measurement.plan.metric):
         console.print(
@@ -199,8 +206,8 @@ def _show_errors(console: Console, measurement: Measurement, sites: int) -> None
         half, most = (units_to_show(measurement.selection, chance) for chance in (0.5, 0.95))
         unit = measurement.plan.privacy_unit.label
         console.print(
-            f"A {measurement.selection.partition} shows at a site half of the time if {half:,} {unit} have it there, "
-            f"19 times in 20 if {most:,} do."
+            f"A {measurement.selection.partition} shows at a site half of the time if it has {half:,} distinct {unit} "
+            f"there, 19 times in 20 if it has {most:,}."
         )
 
 
@@ -210,11 +217,6 @@ def error(figure: Figure) -> str:
         return "lost in noise"
     text = f"± {figure.error:,.3g}" if figure.error < 100 else f"± {figure.error:,.0f}"
     return text if figure.rank is None else f"{text} ({figure.rank:.1%} of ranks)"
-
-
-def _epsilon(loss: Loss) -> str:
-    text = rounded_up(loss.epsilon)
-    return text if loss.pure is None else f"{rounded_up(loss.pure)} (pure), {text}"
 
 
 def _payload_bytes(measurement: Measurement) -> int:

@@ -317,7 +317,7 @@ def test_status_after_a_drain(tmp_path: Path, collector: FakeCollector) -> None:
         "small v1",
         "2013-02-04 00:00",
         "0 releases wait",
-        "weekly releases of small last for all of its history",
+        "its history, to 4 Feb 2013, is closed: nothing more is charged",
     ):
         assert words in said
     for secret in ("SECRET", "7777777", "7,777,777", "no-such-key"):

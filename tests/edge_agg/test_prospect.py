@@ -114,6 +114,21 @@ def test_a_history_ends_the_windows(tmp_path: Path) -> None:
     assert tight.remedy() is not None
 
 
+@pytest.mark.slow
+def test_a_history_that_is_closed_lasts_no_longer(tmp_path: Path) -> None:
+    """Guarantee: once its last window closed, nobody is told that the releases last: some may have been exhausted.
+
+    Mutant: what is left of a closed history, which is nothing, always finds room.
+    """
+    said = one(write_config(tmp_path, small_plan_text(epsilon=15.0)))
+    assert said.until is not None
+    closed = replace(said, demands=[replace(demand, start=said.until) for demand in said.demands])
+    assert closed.lasts() == "its history, to 4 Feb 2013, is closed: nothing more is charged"
+    assert closed.remedy() is None
+    last = replace(said, demands=[replace(demand, start=said.until - WEEK) for demand in said.demands])
+    assert "is closed" not in last.lasts()
+
+
 def test_a_period_that_is_paid_is_not_counted_again(tmp_path: Path) -> None:
     """Guarantee: the windows of a period that its first one paid for cost nothing more."""
     text = small_plan_text(COUNT, epsilon=4.0).replace(

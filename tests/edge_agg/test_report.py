@@ -64,7 +64,9 @@ def test_check_says_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixtu
         "an even guess is right",
         "9 sites",
         "level_count",
-        "last for all of its history",
+        "All its plans together, and every window drawn again after a crash: in any 365 days, what leaves",
+        "tells at most epsilon 100 at delta 1e-05 about one u; what leaves 3 sites with such an account, at most ",
+        "eekly releases of small last for all of its history",
     ):
         assert said in out
     assert "│ 2.000 │ 1e-06" in out or "│ 1.999 │" in out
@@ -151,7 +153,7 @@ def test_check_of_discovered_keys_says_what_a_key_needs(tmp_path: Path, capsys: 
     out = words(capsys)
     selection = compile_plan(parse_plan(text)).selection
     assert selection is not None
-    assert f"A k shows at a site half of the time if {selection.threshold + 1} u have it there" in out
+    assert f"A k shows at a site half of the time if it has {selection.threshold + 1} distinct u there" in out
     assert "for each released key" in out
     assert "The delta includes the chance that a discovered key shows" in out
 

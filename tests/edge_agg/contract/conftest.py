@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.edge_agg.contract.plans import PLAN, edited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# A busy machine is no failure of the code: time is limited by pytest-timeout, not by the example.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

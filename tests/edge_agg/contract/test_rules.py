@@ -583,3 +583,32 @@ def test_every_rule_has_a_plan_that_it_alone_refuses(monkeypatch: pytest.MonkeyP
         if again is None or again[1] != found[1]:
             alone.add(found[0])
     assert sorted(set(sites()) - alone) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('kind = "count"', 'kind = "cout"', "a kind is one of count, distinct_units, sum, mean, variance, histogram, "),
+        (
+            'column = "carrier"',
+            'column = "carier"',
+            "names no column of the plan: there are time_hour, tailnum, carrier",
+        ),
+        ('time = "time_hour"', 'time = "time"', "names no column of the plan: there are time_hour, tailnum"),
+        ('column = "tailnum"', "", "stands here, or `event = true` does"),
+        ('column = "tailnum"', 'column = "tail"', "names no column of the plan: there are time_hour, tailnum"),
+        ('column = "dep_delay"', 'column = "delay"', "names no column of the plan: there are time_hour, tailnum"),
+        ("[window]", "[window", "(at line "),
+        (
+            "max_partitions = 1",
+            'max_partitions = 1\nmax_windows = 5\nperiod = "28d"',
+            "must lie in 1 .. 4, the windows of a period",
+        ),
+    ],
+)
+def test_a_refusal_says_what_would_do(plan_text: str, old: str, new: str, said: str) -> None:
+    """Guarantee: whoever misspells a name is told the names there are, and whoever breaks the file, where."""
+    assert old in plan_text
+    with pytest.raises(PlanInvalid) as refused:
+        parse_plan(plan_text.replace(old, new, 1))
+    assert said in str(refused.value)

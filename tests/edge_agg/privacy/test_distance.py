@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agg.privacy import aggregate, bound, measurement, noise, packed
+from edge_agg.privacy import rows as rows_
 from edge_agg.privacy.bound import Bounding
 from tests.privacy.audit import mutants, strange
 from tests.privacy.audit.cases import TWINS
@@ -67,10 +68,10 @@ def test_no_unit_moves_a_vector_farther_than_declared(keys: str, pair: Any, cut:
 
 
 @settings(max_examples=400)
-@given(others=raws(strange.numbered, 12), mine=raws(st.just("7"), 14), cut=cuts)
+@given(others=raws(strange.numbered, 12, strange.whole), mine=raws(st.just("7"), 14, strange.whole), cut=cuts)
 def test_no_numbered_unit_moves_a_vector_farther(others: list[Raw], mine: list[Raw], cut: tuple[int, int]) -> None:
-    """The same where units are integers, extreme ones and those that are none among them."""
-    plan = compiled("public", unit="integer")
+    """The same where units and values are integers, extreme ones and those that are none among them."""
+    plan = compiled("public", unit="integer", value="integer")
     assert overruns(plan, moved(plan, others, others[:5] + mine + others[5:], cut)) == []
 
 
@@ -116,7 +117,7 @@ def busiest(x: str) -> list[Raw]:
     return [Raw(MINE, key, x) for key in ["a", "b", "", "é", "z"] for _ in range(MAX_ROWS + 2)]
 
 
-@pytest.mark.parametrize("keys", ["public", "discovered"])
+@pytest.mark.parametrize("keys", ["public", "products", "discovered", "discovered and weekday"])
 def test_every_bound_is_attained(keys: str) -> None:
     """No noise is wasted: for each vector some unit moves it as far as declared, in all three norms."""
     plan = compiled(keys)
@@ -194,6 +195,22 @@ def test_a_tree_whose_levels_are_not_paid_for_is_caught(monkeypatch: pytest.Monk
     honest = aggregate.bins_sensitivity
     monkeypatch.setattr(measurement, "bins_sensitivity", lambda cells, rows, _: honest(cells, rows, 1))
     assert caught() == ["m7"]
+
+
+@pytest.mark.parametrize(("x", "step"), [(str(2**63 - 1), 10), (str(2**62), 10), (str(-(2**63)), -4)])
+def test_an_extreme_integer_is_clipped_and_not_wrapped(monkeypatch: pytest.MonkeyPatch, x: str, step: int) -> None:
+    """Guarantee: the largest integers move a sum as far as the clip bounds allow. Mutant: int64 before the clip."""
+    plan = compiled("public", unit="integer", value="integer", only=KINDS[2])
+    rows = [Raw("7", "a", x) for _ in range(MAX_ROWS + 2)]
+    assert moved(plan, [], rows, (1, 2))["m0"].max() == MAX_ROWS * abs(step)
+
+    def wraps(values: Any, *, lower: int, upper: int, resolution: float) -> Any:
+        return np.clip((values.astype(np.uint64) * round(1 / resolution)).astype(np.int64), lower, upper) - lower
+
+    monkeypatch.setattr(rows_, "to_grid", wraps)
+    if step > 0:
+        with np.errstate(invalid="ignore", over="ignore"):
+            assert moved(plan, [], rows, (1, 2))["m0"].max() != MAX_ROWS * step
 
 
 def test_clipping_after_the_sum_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,20 @@ from edge_agg.contract.plan import Plan, parse_plan
 from edge_agg.contract.release import Charge
 from edge_agg.privacy import noise
 from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.statement import budget_of, charges_within, in_words, loss, period, promises, rounded_up, state
+from edge_agg.privacy.statement import (
+    account_in_words,
+    budget_of,
+    charges_within,
+    days,
+    delta_up,
+    in_words,
+    loss,
+    period,
+    plural,
+    promises,
+    rounded_up,
+    state,
+)
 from tests.fakes import COUNT, MEAN, small_plan_text
 
 YEAR = timedelta(days=365)
@@ -135,10 +148,58 @@ def test_rounding_to_the_nearest_would_be_caught() -> None:
 
 
 def test_a_loss_is_spelled_out() -> None:
-    """Both epsilons of a pure plan are shown, and the delta."""
-    words = str(loss(Charge(rho=Fraction(1, 8)), 1e-5, pure=0.5))
-    assert words.startswith("epsilon 0.500 (pure); epsilon ")
-    assert words.endswith(" at delta 1e-05")
+    """Guarantee: of two true statements the stronger one: the pure epsilon at delta 0, or zCDP's at its delta."""
+    assert str(loss(Charge(rho=Fraction(1, 8)), 1e-5, pure=0.5)) == "epsilon 0.500 (pure: at delta 0)"
+    assert str(loss(Charge(rho=Fraction(1, 8)), 1e-5)).endswith(" at delta 1e-05")
+    weak = loss(Charge(rho=Fraction(1, 8)), 1e-5, pure=300.0)
+    assert weak.shown == (rounded_up(weak.epsilon), "1e-05")
+    assert weak.guess == loss(Charge(rho=Fraction(1, 8)), 1e-5).guess
+
+
+@given(st.floats(1e-300, 0.99))
+@example(5.304e-6)
+@example(9.996e-7)
+def test_no_delta_is_shown_smaller_than_it_is(delta: float) -> None:
+    """Guarantee: three digits, rounded up by less than one in the third. Mutant: to the nearest, 5.304e-6 is 5.3e-6."""
+    assert delta <= float(delta_up(delta)) <= delta * 1.0101
+    assert float(f"{5.304e-6:.3g}") < 5.304e-6 < float(delta_up(5.304e-6))
+
+
+def test_counts_and_horizons_in_words() -> None:
+    """One is not many, and a horizon's hours are not cut off."""
+    assert [plural(n, "window") for n in (0, 1, 1200)] == ["0 windows", "1 window", "1,200 windows"]
+    assert [days(timedelta(hours=h)) for h in (24, 36, 24 * 365)] == ["day", "1.5 days", "365 days"]
+
+
+def test_pure_losses_add_up_over_windows_where_that_is_less() -> None:
+    """Guarantee: nine weeks of pure noise are nine times its epsilon; of a year zCDP says less, and is shown."""
+    measurement = compile_plan(parse_plan(small_plan_text(COUNT, mechanism="laplace", epsilon=0.5)))
+    few = state(measurement, budget_of(epsilon=1e3, delta=1e-5, horizon=timedelta(days=63)), 1e-5)
+    many = state(measurement, budget_of(epsilon=1e3, delta=1e-5, horizon=10 * YEAR), 1e-5)
+    once = few.window_site.pure
+    assert once is not None
+    assert (few.horizon_site.pure, many.horizon_site.pure) == (9 * once, 522 * once)
+    assert few.horizon_site.shown == (rounded_up(9 * once), "0")
+    assert many.horizon_site.shown[1] == "1e-05"
+    assert many.horizon_site.epsilon < 522 * once
+    assert "One" not in in_words(few, measurement.plan, 2 * timedelta(days=7))
+    assert "one window counts in it like epsilon" in in_words(few, measurement.plan, YEAR)
+
+
+def test_an_account_promises_for_all_its_plans() -> None:
+    """Guarantee: the budget itself, at one site as it was written, and composed over `max_nodes` of them.
+
+    Mutant: the epsilon of one site said of three; three times rho converts to more.
+    """
+    budget = budget_of(epsilon=8.0, delta=1e-5, horizon=YEAR, discovery=5e-6)
+    words = account_in_words(budget, unit="u", epsilon=8.0, delta=1e-5, nodes=3)
+    assert "in any 365 days, what leaves this site tells at most epsilon 8 at delta 1e-05 about one u; " in words
+    three = noise.epsilon_of(3 * budget.rho, 5e-6)
+    assert words.endswith(
+        f"what leaves 3 sites with such an account, at most epsilon {rounded_up(three)} at delta 2e-05."
+    )
+    assert three > 8.0 >= noise.epsilon_of(budget.rho, 5e-6)
+    assert "sites" not in account_in_words(budget, unit="u", epsilon=8.0, delta=1e-5, nodes=1)
 
 
 DISCOVER = 'column = "k"\ndiscover = { delta = 1e-7 }'
@@ -219,16 +280,27 @@ def test_a_plan_that_bounds_windows_is_composed_by_the_period() -> None:
     assert said.period_person.rho == 2 * measurement.charge.rho
     assert said.windows == 2 * 14  # a year meets 14 periods of 28 days
     assert said.horizon_site.rho == 28 * measurement.charge.rho
-    assert ("28d, in which it counts 2 times", said.period_person) in promises(said, plan, YEAR)
+    lines = promises(said, plan, YEAR)
+    assert ("28d (counts in 2), this site", said.period_person) in lines
+    # Its windows are all of them, though it counts in two of a period: no number of windows is named.
+    assert ("365 days (14 periods of 28d), this site", said.horizon_site) in lines
+    assert f"One u counts in at most 2 windows of 28d, and loses at most {said.period_person}" in in_words(
+        said, plan, YEAR
+    )
 
 
 def test_the_promise_in_words() -> None:
     """Guarantee: who, what, how much, about whom."""
     plan = plan_of(COUNT)
     said = state(compile_plan(plan), budget_of(epsilon=1000.0, delta=1e-5, horizon=YEAR), 1e-5)
-    words = in_words(said, plan)
-    assert words.startswith("Whoever sees everything that leaves this site in one window learns at most epsilon ")
-    assert words.endswith(" at delta 1e-06 about one u.")
+    words = in_words(said, plan, YEAR)
+    window, person, horizon = words.rstrip(".").split(". ")
+    assert window == (
+        f"Whoever sees everything that leaves this site in one window learns at most {said.window_site} about one u"
+    )
+    assert person == f"Seen at up to 3 sites, one u loses at most {said.window_person} in a window"
+    assert horizon.startswith(f"In any 365 days this plan's releases (53 windows) tell at most {said.horizon_site}; ")
+    assert horizon.endswith(f"; those of 3 sites together, at most {said.horizon_person}")
     assert [seen for seen, _ in promises(said, plan, YEAR)] == [
         "one window, this site",
         "one window, up to 3 sites",
@@ -241,11 +313,11 @@ def test_an_event_is_named_as_the_weaker_promise_it_is() -> None:
     """Guarantee: nobody reads a promise about an event as one about a person."""
     text = small_plan_text(COUNT, max_rows=1).replace('column = "u"\n', "event = true\n", 1)
     plan = parse_plan(text)
-    words = in_words(state(compile_plan(plan), budget_of(epsilon=1e3, delta=1e-5, horizon=YEAR), 1e-5), plan)
+    words = in_words(state(compile_plan(plan), budget_of(epsilon=1e3, delta=1e-5, horizon=YEAR), 1e-5), plan, YEAR)
     assert "about one event." in words
     assert "not whose it was: a weaker promise" in words
     assert "discovered key" in in_words(
-        state(compile_plan(discovering()), budget_of(epsilon=1e3, delta=1e-5, horizon=YEAR), 1e-5), discovering()
+        state(compile_plan(discovering()), budget_of(epsilon=1e3, delta=1e-5, horizon=YEAR), 1e-5), discovering(), YEAR
     )
 
 

@@ -6,17 +6,18 @@ Place: joins the experiments (`cases`), the path and the estimate; the tests onl
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.privacy.audit.cases import NEIGHBOURS, Case, Row, others
-from tests.privacy.audit.estimate import audited
+from tests.privacy.audit.estimate import bounded_by, epsilon_hat
 from tests.privacy.audit.path import sampled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from tests.privacy.audit.estimate import Sample
+    from tests.privacy.audit.estimate import Hat, Sample
 
 
 class Runs(NamedTuple):
@@ -35,8 +36,10 @@ RUNS = {"laplace": Runs(25), "gaussian": Runs(50)}
 """Enough to catch half the noise for every kind; what less than that shows is printed by `test_power.py`."""
 
 
-def audit(home: Path, case: Case, *neighbours: str, runs: Runs | None = None) -> dict[str, float]:
-    """The lower bound on epsilon, by neighbour; the side without the unit is sampled once for all of them.
+def audit(
+    home: Path, case: Case, *neighbours: str, runs: Runs | None = None, hat: Hat | None = None
+) -> dict[str, float]:
+    """The lower bound on epsilon (or on what `hat` bounds), by neighbour; one sample without the unit serves for all.
 
     False-alarm rate: at most 2e-6 a neighbour.
     """
@@ -52,7 +55,8 @@ def audit(home: Path, case: Case, *neighbours: str, runs: Runs | None = None) ->
     found = {}
     for name in neighbours:
         with_it = pair(NEIGHBOURS[name](case))
-        found[name] = audited((with_it[0], without[0]), (with_it[1], without[1]), case.delta)
+        bound = hat or partial(epsilon_hat, delta=case.delta)
+        found[name] = bounded_by((with_it[0], without[0]), (with_it[1], without[1]), bound)
     return found
 
 

@@ -46,11 +46,33 @@ KINDS = [
 PUBLIC = '[[partition]]\ncolumn = "k"\nvalues = ["a", "b", "", "é"]\nother = true'
 DISCOVERED = '[[partition]]\ncolumn = "k"\ndiscover = { delta = 1e-7, max_bytes = 3 }'
 WEEKDAYS = '[[partition]]\ncolumn = "t"\ncalendar = "weekday"\ntimezone = "Europe/Paris"'
-KEYS = {"public": PUBLIC, "discovered": DISCOVERED, "discovered and weekday": f"{DISCOVERED}\n{WEEKDAYS}"}
+HOURS = '[[partition]]\ncolumn = "t"\ncalendar = "hour"'
+DERIVED = """
+[[derive]]
+column = "size"
+from = "x"
+buckets = [0, 3]
+[[filter]]
+column = "x"
+at_most = 1e30
+[[partition]]
+column = "size"
+values = ["..0", "0..3"]
+other = true
+"""
+KEYS = {
+    "public": PUBLIC,
+    "products": f"{PUBLIC}\n{WEEKDAYS}\n{HOURS}",
+    "derived and products": f"{PUBLIC}\n{DERIVED}",
+    "discovered": DISCOVERED,
+    "discovered and weekday": f"{DISCOVERED}\n{WEEKDAYS}",
+}
 
 
 @cache
-def compiled(keys: str, *, unit: str = "string", event: bool = False, only: str | None = None) -> Measurement:
+def compiled(
+    keys: str, *, unit: str = "string", value: str = "float", event: bool = False, only: str | None = None
+) -> Measurement:
     """A plan of every kind of metric, or of one."""
     kinds = KINDS if only is None else [only]
     metrics = "\n".join(f'[[metric]]\nname = "m{i}"\n{kind}' for i, kind in enumerate(kinds))
@@ -62,7 +84,7 @@ name = "p"
 version = 1
 [events]
 time = "t"
-columns = {{ t = "timestamp", u = "{unit}", k = "string", x = "float" }}
+columns = {{ t = "timestamp", u = "{unit}", k = "string", x = "{value}" }}
 [privacy_unit]
 {"event = true" if event else 'column = "u"'}
 [bounds]

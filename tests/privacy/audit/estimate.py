@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     Sample = npt.NDArray[np.float64]
     """One release a row, one released value a column; NaN where a key was not released."""
     Scores = npt.NDArray[np.float64]
+    Pair: TypeAlias = tuple[Sample, Sample]
+    Hat: TypeAlias = Callable[[int, int, int, int], float]
+    """A lower bound from how often an event happened on each side, of so many runs."""
 
 ALPHA = 1e-6
 """How often one direction of one audit of a true mechanism may cry wolf."""
@@ -57,27 +61,41 @@ def epsilon_hat(hits1: int, hits0: int, runs1: int, runs0: int, delta: float) ->
     return math.log((low - delta) / up) if low > delta else -math.inf
 
 
-def audited(train: tuple[Sample, Sample], fresh: tuple[Sample, Sample], delta: float) -> float:
-    """The larger lower bound of the two directions: the unit added, and the unit removed.
+def mu_hat(hits1: int, hits0: int, runs1: int, runs0: int) -> float:
+    """The lower bound on how many standard deviations a Gaussian was moved by, from the same counts.
+
+    Source: Dong, Roth, Su 2022: under noise that makes mu-GDP no event has z(p1) - z(p0) > mu, z the normal quantile.
+    """
+    low, up = clopper_pearson(hits1, runs1)[0], clopper_pearson(hits0, runs0)[1]
+    return float(stats.norm.ppf(low) - stats.norm.ppf(up)) if low > 0 and up < 1 else -math.inf
+
+
+def audited(train: Pair, fresh: Pair, delta: float) -> float:
+    """The larger lower bound on epsilon of the two directions: the unit added, and the unit removed.
 
     False-alarm rate: at most 2 * ALPHA, one ALPHA a direction.
     """
+    return bounded_by(train, fresh, partial(epsilon_hat, delta=delta))
+
+
+def bounded_by(train: Pair, fresh: Pair, hat: Hat) -> float:
+    """The same for any lower bound."""
     found = []
     for one, zero in ((0, 1), (1, 0)):
-        event = chosen(train[one], train[zero], delta)
+        event = chosen(train[one], train[zero], hat)
         hits = event.hits(fresh[one]), event.hits(fresh[zero])
-        found.append(epsilon_hat(*hits, len(fresh[one]), len(fresh[zero]), delta))
+        found.append(hat(*hits, len(fresh[one]), len(fresh[zero])))
     return max(found)
 
 
-def chosen(one: Sample, zero: Sample, delta: float) -> Event:
+def chosen(one: Sample, zero: Sample, hat: Hat) -> Event:
     """The event that looks worst on a training sample."""
     best, worst = Event(score=lambda sample: np.zeros(len(sample)), threshold=0.0), -math.inf
     for score in _scores(one, zero):
         ones, zeros = np.sort(score(one)), np.sort(score(zero))
         for threshold in np.unique(np.quantile(np.concatenate([ones, zeros]), np.linspace(0, 1, _THRESHOLDS))):
             hits1, hits0 = (len(side) - int(np.searchsorted(side, threshold)) for side in (ones, zeros))
-            found = epsilon_hat(hits1, hits0, len(ones), len(zeros), delta)
+            found = hat(hits1, hits0, len(ones), len(zeros))
             if found > worst:
                 best, worst = Event(score=score, threshold=float(threshold)), found
     return best

@@ -30,7 +30,12 @@ units = st.none() | st.sampled_from(["", "a", "a\0", "é", "x" * 12, "x" * 13, "
 numbered = st.sampled_from(["0", "1", "-1", str(2**63 - 1), str(-(2**63)), str(2**28), "2.5", "word"])
 
 
-def raws(who: st.SearchStrategy[Any], size: int) -> st.SearchStrategy[list[Raw]]:
+whole = st.none() | numbered | st.sampled_from(["5", "-2", "3", str(2**53 + 1), str(2**62), str(2**63), "1e3"])
+
+
+def raws(
+    who: st.SearchStrategy[Any], size: int, x: st.SearchStrategy[str | None] = values
+) -> st.SearchStrategy[list[Raw]]:
     """Rows, some of them more than once."""
-    rows = st.lists(st.builds(Raw, u=who, k=keys, x=values, t=times), max_size=size)
+    rows = st.lists(st.builds(Raw, u=who, k=keys, x=x, t=times), max_size=size)
     return st.tuples(rows, st.integers(0, size)).map(lambda drawn: drawn[0] + drawn[0][: drawn[1]])

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from tests.privacy.audit.estimate import ALPHA, Event, audited, clopper_pearson, epsilon_hat
+from tests.privacy.audit.estimate import ALPHA, Event, audited, clopper_pearson, epsilon_hat, mu_hat
 from tests.privacy.audit.reference import pmf
 
 if TYPE_CHECKING:
@@ -84,3 +85,11 @@ def test_an_event_is_fixed_before_it_is_counted() -> None:
     """Its hits on a sample depend on that sample alone."""
     event = Event(score=lambda sample: sample[:, 0], threshold=1.0)
     assert event.hits(np.array([[0.0], [1.0], [2.0]])) == 2
+
+
+def test_a_gaussian_that_moves_is_measured_in_its_own_deviations() -> None:
+    """By hand: at threshold 0 a move by mu gives normal quantiles mu apart; the bound lies below, nearer with runs."""
+    bounds = [mu_hat(round(runs * stats.norm.cdf(0.5)), runs // 2, runs, runs) for runs in (10**3, 10**5, 10**7)]
+    assert bounds[0] < bounds[1] < bounds[2] < 0.5
+    assert bounds[2] == pytest.approx(0.5, abs=0.01)
+    assert mu_hat(0, 0, 100, 100) == mu_hat(100, 100, 100, 100) == -math.inf

@@ -93,11 +93,34 @@ delta = 1e-6
 """
 PUBLIC, DISCOVERED = 'values = ["a", "b", "", "é"]\nother = true', "discover = { delta = 1e-7, max_bytes = 3 }"
 PERIOD = 'max_windows = 2\nperiod = "4d"'
+DERIVED = """
+[[derive]]
+column = "size"
+from = "x"
+buckets = [0, 3]
+[[filter]]
+column = "x"
+at_most = 1e30
+[[partition]]
+column = "size"
+values = ["..0", "0..3"]
+other = true
+[[partition]]
+column = "t"
+calendar = "hour"
+"""
 PLANS = {
     "public": PLAN.format(more="", keys=PUBLIC, metrics=METRICS),
     "discovered": PLAN.format(more="", keys=DISCOVERED, metrics=METRICS),
     "periods": PLAN.format(more=PERIOD, keys=PUBLIC, metrics=METRICS),
+    "derived and products": PLAN.format(more="", keys=PUBLIC + DERIVED, metrics=METRICS),
 }
+EVENTS = (
+    PLANS["public"]
+    .replace('column = "u"\n', "event = true\n")
+    .replace("max_partitions = 2\nmax_rows_per_partition = 3", "max_partitions = 1\nmax_rows_per_partition = 1")
+)
+"""Every row is its own unit."""
 
 
 class Left(NamedTuple):
@@ -120,7 +143,8 @@ def left(plan: str, rows: Sequence[Raw], draw: Callable[..., Int64s]) -> Left:
         fields = {name: pa.array([getattr(row, name) for row in rows], pa.string()) for name in Raw._fields}
         pq.write_table(pa.table(fields), home / "events.parquet")
         (home / "plan.toml").write_text(plan)
-        (home / "agent.toml").write_text(AGENT.format(unit="u", start="2013-01-07", end="2013-01-11"))
+        unit = "event" if plan == EVENTS else "u"
+        (home / "agent.toml").write_text(AGENT.format(unit=unit, start="2013-01-07", end="2013-01-11"))
         patch.setattr(noise, "draw", draw)
         patch.setattr(telemetry, "_watchers", [lambda event, said: heard.append((str(event), said))])
         patch.setattr(secrets, "token_hex", lambda n: "ab" * n)
@@ -146,6 +170,17 @@ def test_nothing_that_leaves_depends_on_one_unit(name: str, others: list[Raw], m
     """Guarantee (A4): the same bytes, events and outcome with and without any unit's rows."""
     draw = nothing_passes if name == "discovered" else frozen_noise
     assert left(PLANS[name], others, draw) == left(PLANS[name], others[:at] + mine + others[at:], draw)
+
+
+@settings(max_examples=20)
+@given(
+    others=raws(strange.units, 12),
+    mine=st.builds(Raw, u=strange.units, k=strange.keys, x=strange.values, t=strange.times),
+    at=st.integers(0, 12),
+)
+def test_nothing_that_leaves_depends_on_one_event(others: list[Raw], mine: Raw, at: int) -> None:
+    """Guarantee (A4): the same where every event is its own unit, with and without any one row."""
+    assert left(EVENTS, others, frozen_noise) == left(EVENTS, [*others[:at], mine, *others[at:]], frozen_noise)
 
 
 def test_a_key_that_passes_says_no_more_than_that_it_passed() -> None:

@@ -23,6 +23,7 @@ import apsw
 from cloud_collector import chain, fence, landing_file
 from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.failpoint import failpoint
+from cloud_collector.handover import handed_over
 from cloud_collector.landed import Action, AgentSeen, LandedRelease, Reason, Verdict
 from cloud_collector.telemetry import Event, emit
 from edge_agg.contract.codec import from_us
@@ -45,8 +46,9 @@ MAX_QUEUED_BYTES = 256 * 2**20
 class _Waiting:
     """One call of `land`, until its commit."""
 
-    def __init__(self, releases: Sequence[tuple[Release, Sealed]]) -> None:
+    def __init__(self, releases: Sequence[tuple[Release, Sealed]], loop: asyncio.AbstractEventLoop) -> None:
         self.releases = releases
+        self.loop = loop
         self.bytes = sum(len(sealed.header) + len(sealed.payload) for _, sealed in releases)
         self.future: Future[list[Verdict]] = Future()
 
@@ -98,7 +100,7 @@ class Landing:
             Overloaded: too much waits already; nothing of this call was queued.
             StoreFailed: nothing of this call was promised; look at the disk.
         """
-        return await asyncio.wrap_future(self._enqueue(_Waiting(releases)))
+        return await asyncio.wrap_future(self._enqueue(_Waiting(releases, asyncio.get_running_loop())))
 
     def unsealed(self, limit: int, *, after: int = 0) -> list[LandedRelease]:
         """The oldest releases that are not in the lake, of ids above `after`."""
@@ -183,7 +185,7 @@ class Landing:
         group = [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
         verdicts: list[list[chain.Judged]] | Exception
         try:
-            verdicts = self._guarded(lambda: self._transact(lambda: [self._decide_all(one) for one in group]))
+            verdicts = self._guarded(lambda: self._transact(lambda: self._decide_group(group))) if group else []
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits; the writer must live on
             verdicts = error
         with self._lock:  # before anyone is answered: who comes back at once finds the room that it left
@@ -196,6 +198,9 @@ class Landing:
         for waiting, answer in zip(group, verdicts, strict=True):
             waiting.future.set_result([one.verdict for one in answer])
             _report(waiting, answer)
+
+    def _decide_group(self, group: Sequence[_Waiting]) -> list[list[chain.Judged]]:
+        return handed_over(group[0].loop, lambda: [self._decide_all(one) for one in group])
 
     def _decide_all(self, waiting: _Waiting) -> list[chain.Judged]:
         return [

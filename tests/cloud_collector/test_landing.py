@@ -298,6 +298,29 @@ def test_a_full_disk_refuses_and_goes_on_when_there_is_room(landing: Landing, ma
     assert land(landing, *made) == [A] * 59
 
 
+def judges(landing: Landing, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The threads that a group is judged by."""
+    seen, decide = set(), chain.decide
+
+    def noting(*args: Any, **more: Any) -> chain.Judged:
+        seen.add(threading.get_ident())
+        return decide(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chain, "decide", noting)
+        assert land(landing, maker.make(), maker.make(window=1)) == [A, A]
+    return seen
+
+
+def test_a_group_is_judged_by_the_loop_that_waits_for_it(
+    landing: Landing, maker: Maker, other_maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer's thread keeps what blocks and nothing else: it never fights the loop for the interpreter."""
+    assert judges(landing, maker, monkeypatch) == {threading.get_ident()}
+    monkeypatch.setattr("cloud_collector.landing.handed_over", lambda loop, work: work())
+    assert judges(landing, other_maker, monkeypatch) != {threading.get_ident()}  # mutant: it does all by itself
+
+
 def test_a_bug_in_one_commit_leaves_nothing_and_stops_nobody(
     landing: Landing, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from cloud_collector.failpoint import failpoint
 from cloud_collector.handover import handed_over
 from cloud_collector.landed import Action, AgentSeen, LandedRelease, Reason, Verdict
 from cloud_collector.telemetry import Event, emit
+from cloud_collector.turns import turn
 from edge_agg.contract.codec import from_us
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Landing:
         self._queued = self._queued_bytes = 0
         self._closed = self._failed = False
         self._new_incarnation = new_incarnation
+        self._turn = path.with_name(path.name + ".turn")
         self._db = landing_file.opened(path)
         try:
             found: Any = self._db.execute("SELECT id, restored_us FROM meta").fetchone()
@@ -233,17 +235,18 @@ class Landing:
 
     def _transact(self, work: Callable[[], _T], point: str = "landing") -> _T:
         """Run work in one transaction; what it returns is on the disk."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            result = work()
-            failpoint(f"{point}_uncommitted")
-            self._db.execute("COMMIT")
-            failpoint(f"{point}_committed")
-        except BaseException:
-            with suppress(apsw.Error):  # SQLite may have rolled back by itself; the first error is the one to tell
-                self._db.execute("ROLLBACK")
-            raise
-        return result
+        with turn(self._turn):  # woken when it is free: SQLite would sleep and look again, for 100 ms at last
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                result = work()
+                failpoint(f"{point}_uncommitted")
+                self._db.execute("COMMIT")
+                failpoint(f"{point}_committed")
+            except BaseException:
+                with suppress(apsw.Error):  # SQLite may have rolled back by itself; the first error is the one to tell
+                    self._db.execute("ROLLBACK")
+                raise
+            return result
 
 
 def _report(waiting: _Waiting, judged: list[chain.Judged]) -> None:

@@ -92,9 +92,12 @@ def _fits_grid(release: Release, plan: Plan) -> bool:
 def _fits_shape(release: Release, plan: Plan) -> bool:
     if release.status is not Status.RELEASED:
         return release.rows == 0
-    expected = [(name, plan.budget.mechanism) for name in shape_of(release.plan_hash, plan).vectors]
-    specs = [(spec.name, spec.mechanism) for spec in release.vectors]
-    return specs == expected and _fits_selection(release, plan) and fits_rows(release, plan)
+    specs = tuple([(spec.name, spec.mechanism) for spec in release.vectors])
+    return (
+        specs == shape_of(release.plan_hash, plan).vectors
+        and _fits_selection(release, plan)
+        and fits_rows(release, plan)
+    )
 
 
 def _fits_selection(release: Release, plan: Plan) -> bool:

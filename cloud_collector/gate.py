@@ -152,6 +152,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def __init__(self, identify: Identify) -> None:
         self._identify = identify
+        self._guards: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
@@ -159,8 +160,14 @@ class Gate(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """Put the gate before a method's handler; a method that is not there stays unimplemented."""
-        handler = await continuation(handler_call_details)
-        return None if handler is None else _guarded(handler, handler_call_details.method, self._enter)
+        method = handler_call_details.method
+        guard = self._guards.get(method)
+        if guard is None:  # once: what serves a method stays what it is, and only methods that are there are kept
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            guard = self._guards[method] = _guarded(handler, method, self._enter)
+        return guard
 
     async def _enter(self, method: str, context: Context) -> None:
         begin_request()

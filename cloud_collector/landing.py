@@ -23,8 +23,10 @@ import apsw
 from cloud_collector import chain, fence, landing_file
 from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.failpoint import failpoint
+from cloud_collector.handover import handed_over
 from cloud_collector.landed import Action, AgentSeen, LandedRelease, Reason, Verdict
 from cloud_collector.telemetry import Event, emit
+from cloud_collector.turns import turn
 from edge_agg.contract.codec import from_us
 
 if TYPE_CHECKING:
@@ -45,8 +47,9 @@ MAX_QUEUED_BYTES = 256 * 2**20
 class _Waiting:
     """One call of `land`, until its commit."""
 
-    def __init__(self, releases: Sequence[tuple[Release, Sealed]]) -> None:
+    def __init__(self, releases: Sequence[tuple[Release, Sealed]], loop: asyncio.AbstractEventLoop) -> None:
         self.releases = releases
+        self.loop = loop
         self.bytes = sum(len(sealed.header) + len(sealed.payload) for _, sealed in releases)
         self.future: Future[list[Verdict]] = Future()
 
@@ -70,6 +73,7 @@ class Landing:
         self._queued = self._queued_bytes = 0
         self._closed = self._failed = False
         self._new_incarnation = new_incarnation
+        self._turn = path.with_name(path.name + ".turn")
         self._db = landing_file.opened(path)
         try:
             found: Any = self._db.execute("SELECT id, restored_us FROM meta").fetchone()
@@ -98,7 +102,7 @@ class Landing:
             Overloaded: too much waits already; nothing of this call was queued.
             StoreFailed: nothing of this call was promised; look at the disk.
         """
-        return await asyncio.wrap_future(self._enqueue(_Waiting(releases)))
+        return await asyncio.wrap_future(self._enqueue(_Waiting(releases, asyncio.get_running_loop())))
 
     def unsealed(self, limit: int, *, after: int = 0) -> list[LandedRelease]:
         """The oldest releases that are not in the lake, of ids above `after`."""
@@ -183,7 +187,7 @@ class Landing:
         group = [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
         verdicts: list[list[chain.Judged]] | Exception
         try:
-            verdicts = self._guarded(lambda: self._transact(lambda: [self._decide_all(one) for one in group]))
+            verdicts = self._guarded(lambda: self._transact(lambda: self._decide_group(group))) if group else []
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits; the writer must live on
             verdicts = error
         with self._lock:  # before anyone is answered: who comes back at once finds the room that it left
@@ -196,6 +200,9 @@ class Landing:
         for waiting, answer in zip(group, verdicts, strict=True):
             waiting.future.set_result([one.verdict for one in answer])
             _report(waiting, answer)
+
+    def _decide_group(self, group: Sequence[_Waiting]) -> list[list[chain.Judged]]:
+        return handed_over(group[0].loop, lambda: [self._decide_all(one) for one in group])
 
     def _decide_all(self, waiting: _Waiting) -> list[chain.Judged]:
         return [
@@ -228,17 +235,18 @@ class Landing:
 
     def _transact(self, work: Callable[[], _T], point: str = "landing") -> _T:
         """Run work in one transaction; what it returns is on the disk."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            result = work()
-            failpoint(f"{point}_uncommitted")
-            self._db.execute("COMMIT")
-            failpoint(f"{point}_committed")
-        except BaseException:
-            with suppress(apsw.Error):  # SQLite may have rolled back by itself; the first error is the one to tell
-                self._db.execute("ROLLBACK")
-            raise
-        return result
+        with turn(self._turn):  # woken when it is free: SQLite would sleep and look again, for 100 ms at last
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                result = work()
+                failpoint(f"{point}_uncommitted")
+                self._db.execute("COMMIT")
+                failpoint(f"{point}_committed")
+            except BaseException:
+                with suppress(apsw.Error):  # SQLite may have rolled back by itself; the first error is the one to tell
+                    self._db.execute("ROLLBACK")
+                raise
+            return result
 
 
 def _report(waiting: _Waiting, judged: list[chain.Judged]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -103,8 +104,7 @@ def forget(pid: int) -> None:
 @contextmanager
 def timed_call(method: str) -> Iterator[None]:
     """Count a call as in work while the body runs, and time it."""
-    label = _method(method)
-    depth, seconds = _IN_WORK.labels(label), _CALL_SECONDS.labels(label)
+    depth, seconds = _of_method(_method(method))
     began = time.perf_counter()
     depth.inc()
     try:
@@ -143,6 +143,12 @@ def opened(calls: int) -> None:
 def certificate_ends(kind: str, moment_s: float) -> None:
     """Say when a certificate ends, in seconds since 1970."""
     _CERTIFICATE_ENDS.labels(kind).set(moment_s)
+
+
+@cache
+def _of_method(label: str) -> tuple[Gauge, Histogram]:
+    """Looked up once: there are as many as methods of ours, and one."""
+    return _IN_WORK.labels(label), _CALL_SECONDS.labels(label)
 
 
 def _method(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edge_agg.contract import arrow
 from edge_agg.contract.cells import n_cells
-from edge_agg.contract.release import Status
+from edge_agg.contract.release import Mechanism, Status
 from edge_agg.contract.vectors import max_keys, payload_columns, plan_vectors
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Values:
 class Shape:
     """What follows from a plan for every payload of it, worked out once."""
 
-    vectors: tuple[str, ...]
-    """The names of its vectors, in the plan's order."""
+    vectors: tuple[tuple[str, Mechanism], ...]
+    """The names of its vectors, in the plan's order, and how each is made."""
     columns: tuple[str, ...]
     """The int64 columns, in the payload's order."""
     cells: int
@@ -62,7 +62,7 @@ def shape_of(plan_hash: PlanHash, plan: Plan) -> Shape:
         if len(_SHAPES) >= _MOST_SHAPES:
             _SHAPES.clear()
         shape = _SHAPES[plan_hash] = Shape(
-            vectors=tuple(vector.name for vector in plan_vectors(plan)),
+            vectors=tuple((vector.name, Mechanism(plan.budget.mechanism)) for vector in plan_vectors(plan)),
             columns=tuple(payload_columns(plan)),
             cells=n_cells(plan),
             key=plan.discovered,

@@ -36,6 +36,8 @@ PAUSE_S, MOST_PAUSE_S, STEADY_S = 0.1, 10.0, 60.0
 """The pause before a worker is started again: the first, the longest, and how long a worker must live to reset it."""
 DRAIN_S = 30.0
 """How long a process may take to stop in order before it is killed."""
+SEALER_NICE = 10
+"""How far the sealer steps back where processors are short: acks are waited for, the lake is not."""
 _INVALID, _BROKEN = 3, 5
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -226,6 +228,8 @@ async def _serve(name: str, config: Config, pipe: Connection) -> None:
 
     loop.add_reader(pipe, gone)
     run = server.seal if name == "sealer" else server.serve
+    if name == "sealer":
+        os.nice(SEALER_NICE)
     await run(config, ready=lambda _: pipe.send(""), stop=stop)
 
 

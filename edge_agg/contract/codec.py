@@ -12,6 +12,7 @@ import math
 import re
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
@@ -152,17 +153,10 @@ def _release(message: pb.ReleaseHeader) -> Release:
         window_end=from_us(message.window_end_us),
         status=_STATUS_BACK[message.status],
         account=message.account,
-        charge=_read_charge(message.charge),
-        cumulative=_read_charge(message.cumulative),
+        charge=_read_charge(message.charge.rho, message.charge.delta),
+        cumulative=_read_charge(message.cumulative.rho, message.cumulative.delta),
         vectors=tuple(
-            VectorSpec(
-                name=spec.name,
-                mechanism=_MECHANISM_BACK[spec.mechanism],
-                scale=spec.scale,
-                sensitivity=spec.sensitivity,
-                loss=spec.loss,
-            )
-            for spec in message.vectors
+            [_read_vector(one.name, one.mechanism, one.scale, one.sensitivity, one.loss) for one in message.vectors]
         ),
         max_partitions=message.bounds.max_partitions,
         max_rows_per_partition=message.bounds.max_rows_per_partition,
@@ -186,10 +180,19 @@ def _read_selection(spec: pb.Selection) -> KeySpec:
     )
 
 
-def _read_charge(charge: pb.Charge) -> Charge:
-    return Charge(rho=_read_rational(charge.rho), delta=_read_rational(charge.delta))
+@lru_cache(maxsize=1024)  # a plan's releases all say the same here
+def _read_vector(
+    name: str, mechanism: pb.Mechanism.ValueType, scale: float, sensitivity: float, loss: float
+) -> VectorSpec:
+    return VectorSpec(name=name, mechanism=_MECHANISM_BACK[mechanism], scale=scale, sensitivity=sensitivity, loss=loss)
 
 
+@lru_cache(maxsize=1024)  # most windows are charged the same
+def _read_charge(rho: str, delta: str) -> Charge:
+    return Charge(rho=_read_rational(rho), delta=_read_rational(delta))
+
+
+@lru_cache(maxsize=1024)
 def _read_rational(text: str) -> Fraction:
     above, slash, below = text.partition("/")
     if not (slash and above.isascii() and above.isdigit() and below.isascii() and below.isdigit() and len(text) <= 128):
@@ -198,40 +201,39 @@ def _read_rational(text: str) -> Fraction:
 
 
 def _check(release: Release, payload: bytes) -> None:
-    link = release.link
+    link, vectors = release.link, release.vectors
     released = release.status is Status.RELEASED
+    names = (release.tenant, release.agent, release.plan, release.account)
     rules = {
-        "a name is missing or too long": all(
-            0 < len(name) <= 128 for name in (release.tenant, release.agent, release.plan, release.account)
-        ),
-        "a name is not printable": all(
-            name.isprintable() for name in (release.tenant, release.agent, release.plan, release.account)
-        ),
+        "a name is missing or too long": all(0 < len(name) <= 128 for name in names),
+        "a name is not printable": "".join(names).isprintable(),
         "the chain link is broken": _INCARNATION.fullmatch(link.incarnation) is not None
         and link.seq >= 1
         and len(link.prev_hash) == 32 * (link.seq > 1),
         "the plan hash is not a sha256": len(release.plan_hash) == 32,
         "the window is empty": release.window_start < release.window_end,
-        "values without the status released, or the reverse": released == bool(payload) == bool(release.vectors),
+        "values without the status released, or the reverse": released == bool(payload) == bool(vectors),
         "rows or sha256 without the status released, or the reverse": released
         == (release.rows > 0 or release.selection is not None)
         == bool(release.payload_sha256),
-        "a vector's name is missing or stands twice": all(s.name for s in release.vectors)
-        and len({s.name for s in release.vectors}) == len(release.vectors),
+        "a vector's name is missing or stands twice": len({s.name for s in vectors} - {""}) == len(vectors),
         "a charge without a draw": release.status not in {Status.EXHAUSTED, Status.VETOED}
         or release.charge == Charge(),
         "a veto without the status vetoed": release.veto is None or release.status is Status.VETOED,
-        "a scale is not positive": all(
-            0 < s.scale < math.inf and 0 < s.sensitivity < math.inf for s in release.vectors
+        "a scale or a loss is not positive": all(
+            0 < s.scale < math.inf and 0 < s.sensitivity < math.inf and 0 < s.loss < math.inf for s in vectors
         ),
-        "a loss is not positive": all(0 < s.loss < math.inf for s in release.vectors),
         "the selection of keys is not one that could be": release.selection is None or _could_be(release.selection),
-        "more was charged for this window than in all": release.charge.rho <= release.cumulative.rho
-        and release.charge.delta <= release.cumulative.delta,
+        "more was charged for this window than in all": _at_most(release.charge.rho, release.cumulative.rho)
+        and _at_most(release.charge.delta, release.cumulative.delta),
     }
-    for problem, holds in rules.items():
-        if not holds:
-            raise MalformedRelease(problem)
+    if not all(rules.values()):
+        raise MalformedRelease(next(problem for problem, holds in rules.items() if not holds))
+
+
+def _at_most(one: Fraction, other: Fraction) -> bool:
+    """What `<=` says, at a fifth of its cost."""
+    return one.numerator * other.denominator <= other.numerator * one.denominator
 
 
 def _could_be(spec: KeySpec) -> bool:

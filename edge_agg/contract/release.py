@@ -62,7 +62,7 @@ class Charge:
     """The loss of key discovery, and of nothing else."""
 
     def __post_init__(self) -> None:
-        if self.rho < 0 or self.delta < 0:
+        if self.rho.numerator < 0 or self.delta.numerator < 0:
             raise ValueError("a charge is never negative")
 
     @classmethod

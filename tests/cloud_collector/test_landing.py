@@ -89,7 +89,7 @@ def test_the_files_are_their_owner_s_alone(landing: Landing, path: Path, maker: 
     land(landing, maker.make())
     assert path.parent.stat().st_mode & 0o777 == 0o700
     modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
-    assert modes == dict.fromkeys(["landing.sqlite", "landing.sqlite-wal", "landing.sqlite-shm"], 0o600)
+    assert modes == dict.fromkeys([f"landing.sqlite{end}" for end in ("", "-wal", "-shm", ".turn")], 0o600)
 
 
 def test_the_id_is_made_once(path: Path, tmp_path: Path) -> None:
@@ -296,6 +296,63 @@ def test_a_full_disk_refuses_and_goes_on_when_there_is_room(landing: Landing, ma
     assert len(headers(landing)) == 1, "the whole group was rolled back"
     landing._db.pragma("max_page_count", 2**30)
     assert land(landing, *made) == [A] * 59
+
+
+def crowd(path: Path, maker: Maker) -> list[object]:
+    """What two landings of one file say to 20 groups each at once, where SQLite does not wait for its lock."""
+    said: list[object] = []
+
+    def push(one: Landing, windows: range) -> None:
+        for window in windows:
+            try:
+                said.extend(land(one, maker.make(window=window)))
+            except StoreFailed as failed:
+                said.append(failed)
+
+    with contextlib.closing(Landing(path)) as first, contextlib.closing(Landing(path)) as second:
+        for one in (first, second):
+            one._db.set_busy_timeout(0)
+        threads = [
+            threading.Thread(target=push, args=(first, range(20))),
+            threading.Thread(target=push, args=(second, range(20, 40))),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return said
+
+
+def test_writers_of_one_file_take_turns(path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is refused for another's sake, and none sleeps while it is free."""
+    made = {window: maker.make(window=window) for window in range(40)}
+    monkeypatch.setattr(maker, "make", lambda *, window: made[window])
+    assert crowd(path, maker) == [A] * 40
+    monkeypatch.setattr("cloud_collector.landing.turn", lambda path: contextlib.nullcontext())  # mutant: nobody waits
+    assert any(isinstance(said, StoreFailed) for _ in range(20) for said in crowd(path, maker))
+
+
+def judges(landing: Landing, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The threads that a group is judged by."""
+    seen, decide = set(), chain.decide
+
+    def noting(*args: Any, **more: Any) -> chain.Judged:
+        seen.add(threading.get_ident())
+        return decide(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chain, "decide", noting)
+        assert land(landing, maker.make(), maker.make(window=1)) == [A, A]
+    return seen
+
+
+def test_a_group_is_judged_by_the_loop_that_waits_for_it(
+    landing: Landing, maker: Maker, other_maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer's thread keeps what blocks and nothing else: it never fights the loop for the interpreter."""
+    assert judges(landing, maker, monkeypatch) == {threading.get_ident()}
+    monkeypatch.setattr("cloud_collector.landing.handed_over", lambda loop, work: work())
+    assert judges(landing, other_maker, monkeypatch) != {threading.get_ident()}  # mutant: it does all by itself
 
 
 def test_a_bug_in_one_commit_leaves_nothing_and_stops_nobody(

@@ -22,7 +22,7 @@ from cloud_collector import client, sealing
 from cloud_collector.errors import ConfigInvalid
 from cloud_collector.landing import Landing
 from cloud_collector.sealing import Turns
-from cloud_collector.supervisor import _held
+from cloud_collector.supervisor import SEALER_NICE, _held
 from cloud_collector.turns import turn
 from edge_agg.contract.v1 import collector_pb2
 from tests.cloud_collector.front import PLAN_TEXT, push, release
@@ -112,6 +112,15 @@ def test_workers_share_one_landing_and_one_lake(tmp_path: Path) -> None:
         assert 'collector_releases_total{outcome="accepted"} 20.0' in said
         assert 'collector_releases_total{outcome="duplicate"} 20.0' in said
     assert server.process.returncode == 0
+
+
+@pytest.mark.slow
+def test_the_sealer_steps_back_for_those_who_take_calls(tmp_path: Path) -> None:
+    """Where processors are short, acks come before the lake: the sealer's priority is the lower one."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    with collector(tmp_path):
+        given = {who: os.getpriority(os.PRIO_PROCESS, _started(tmp_path, who)) for who in ("0", "1", "sealer")}
+    assert given == {"0": ours, "1": ours, "sealer": ours + SEALER_NICE}
 
 
 @pytest.mark.slow

@@ -417,11 +417,53 @@ def test_the_guard_refuses_before_pyarrow_decodes(monkeypatch: pytest.MonkeyPatc
         ipc = Ipc(pa.ipc)
 
     stream = lucky_compression()
+    for names, rows in ((NAMES, ROWS), (("n",), LUCKY_ROWS)):
+        arrow._layout(names, rows)  # decodes a stream of our own, once
     monkeypatch.setattr(arrow, "pa", Pyarrow(pa))
     for name, payload in CORPUS.items():
         assert refuses(payload), name
     with pytest.raises(MalformedRelease):
         arrow.decode(pack(stream), ["n"], LUCKY_ROWS)
+
+
+def findings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where a changed byte of the stream is judged otherwise by its layout than where every message is read."""
+
+    def judged(stream: bytes) -> bytes | None:
+        try:
+            return b"".join(column.tobytes() for column in arrow.decode(pack(stream), NAMES, ROWS).values())
+        except MalformedRelease:
+            return None
+
+    changed = [
+        STREAM[:at] + bytes([STREAM[at] ^ bit]) + STREAM[at + 1 :] for at in range(len(STREAM)) for bit in (1, 128)
+    ]
+    changed += [STREAM[:at] for at in range(0, len(STREAM), 8)] + [STREAM + END, STREAM[:-8] + bytes(8) + END]
+    by_layout = [judged(stream) for stream in changed]
+    with monkeypatch.context() as reading:
+        reading.setattr(arrow._Layout, "fits", lambda self, stream: False)
+        by_reading = [judged(stream) for stream in changed]
+    assert None in by_reading
+    assert len(set(by_reading)) > ROWS, "some must pass, with other values"
+    return [i for i, (one, other) in enumerate(zip(by_layout, by_reading, strict=True)) if one != other]
+
+
+def test_a_known_layout_is_judged_as_if_it_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One comparison stands for the steps from framing to validation: the same streams pass, with the same values."""
+    assert findings(monkeypatch) == []
+
+
+@pytest.mark.parametrize("blind", ["head", "size", "end"])
+def test_mutant_a_layout_that_is_not_compared_is_caught(blind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: a part of the layout is not looked at."""
+
+    def fits(self: Any, stream: bytes) -> bool:
+        size = len(stream) == self.size or (blind == "size" and len(stream) > self.size)
+        head = stream.startswith(self.head) or blind == "head"
+        return size and head and (stream.endswith(END) or blind == "end")
+
+    monkeypatch.setattr(arrow._Layout, "fits", fits)
+    assert findings(monkeypatch)
 
 
 def test_every_truncation_is_refused() -> None:

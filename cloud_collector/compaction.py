@@ -2,6 +2,7 @@
 
 Place: below upkeep, beside the sealer.
 Invariants:
+- Rows of one tenant stand together, in the order of their windows, so that a reader leaves the others' alone.
 - It changes no row: it is one commit that names the new files and drops the old ones, and says so to readers.
 - Files are read and written while others seal; what was written is named only if the files that it was made of are all
   still there, else it is a leftover. What is dropped stays on the disk until upkeep removes it.
@@ -23,7 +24,7 @@ from cloud_collector.failpoint import failpoint
 from cloud_collector.lake_rows import table_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -93,11 +94,23 @@ def _joined(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot) -> Rewrite |
         return None
     schema = table_schema(plan)
     together = pa.concat_tables([read_file(folder, one, schema) for one in taken])
+    keys = ["tenant", "window_start", "landing_id"]
     order = pc.sort_indices(
-        together.select(["window_start", "landing_id"]).append_column("row", pa.array(range(len(together)))),
-        sort_keys=[("window_start", "ascending"), ("landing_id", "ascending"), ("row", "ascending")],
+        together.select(keys).append_column("row", pa.array(range(len(together)))),
+        sort_keys=[(name, "ascending") for name in (*keys, "row")],
     )
-    return Rewrite(remove=taken, add=[log.write(together.take(order))])
+    return Rewrite(remove=taken, add=[log.write(part) for part in _apart(together.take(order))])
+
+
+def _apart(together: pa.Table) -> Iterator[pa.Table]:
+    """Cut rows in the order of tenants: who fills a file has one alone, so that nobody else reads it."""
+    counts = pc.value_counts(together.column("tenant"))
+    large = [one["values"] for one in counts.to_pylist() if one["counts"] >= SMALL_ROWS]
+    for tenant in large:
+        yield together.filter(pc.equal(together.column("tenant"), tenant))
+    rest = together.filter(pc.invert(pc.is_in(together.column("tenant"), pa.array(large, pa.string()))))
+    if len(rest):
+        yield rest
 
 
 def read_file(folder: Path, one: DataFile, schema: pa.Schema) -> pa.Table:

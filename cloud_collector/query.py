@@ -116,9 +116,14 @@ class Query:
             absence = Absence(behind=self._behind(plan_hash), retired_us=self._lake.retired_us(plan, plan_hash))
             if rolled is not None and fits(asked):
                 return _answer(asked, registered, rolled, absence)
-            files = self._lake.files(plan, plan_hash)
+            seen = None if rolled is None else rolled.seen()  # read before the lake, which holds all that it tells of
+            at = self._lake.snapshot(plan, plan_hash)
+
+            def files(start: int | None, end: int | None) -> list[str]:
+                return self._lake.files(plan, plan_hash, at, start_us=start, end_us=end, tenant=asker.tenant)
+
             with contextlib.closing(self._duck.cursor()) as duck:
-                return _answer(asked, registered, Rows(duck, files, tenant=asker.tenant), absence)
+                return _answer(asked, registered, Rows(duck, files, tenant=asker.tenant, seen=seen), absence)
 
     def _caught_up(self, question: Question, registered: RegisteredPlan, tenant: str | None) -> Rolled | None:
         """The plan's roll-ups, if it has any, once all that would show in the answer is sealed."""
@@ -131,7 +136,7 @@ class Query:
         return self._rolled(registered, tenant)
 
     def _rolled(self, registered: RegisteredPlan, tenant: str | None) -> Rolled | None:
-        if self._rollups is None or not self._rollups.covers(registered.plan, registered.hash):
+        if self._rollups is None or not self._rollups.covers(registered.hash):
             return None
         return Rolled(self._rollups.path, registered.plan, registered.hash, tenant=tenant)
 

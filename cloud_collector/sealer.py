@@ -133,7 +133,7 @@ class Sealer:
     def _move(self, plan: Plan, plan_hash: PlanHash, group: Sequence[_Opened]) -> int:
         for part in _parts(group, len(payload_columns(plan))):
             rows = [(landing_id, release, _values(plan, release, payload)) for landing_id, release, payload in part]
-            if self._rollups is not None and not self._rollups.covers(plan, plan_hash):
+            if self._rollups is not None and not self._rollups.covers(plan_hash):
                 self._rollups.begin(plan, plan_hash, self._lake.stored(plan, plan_hash))
             self._lake.append(plan, plan_hash, rows, app_id=self._landing.id)
             if self._rollups is not None:

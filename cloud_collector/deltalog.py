@@ -23,6 +23,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_EVERY = 100
 """Entries between two checkpoints."""
+GROUP_ROWS = 128 * 1024
+"""Rows that a reader takes or leaves together, by their least and greatest values."""
 
 
 class Outrun(Exception):
@@ -58,6 +61,16 @@ class DataFile:
     """The earliest window's start, to the millisecond before; None if the log does not say."""
     last_us: int | None
     """The latest window's start, to the millisecond after."""
+    tenants: tuple[str, str] | None = None
+    """No tenant sorts before the first or after the second; None if the log does not say."""
+
+    def may_hold(self, start_us: int | None, end_us: int | None, tenant: str | None) -> bool:
+        """Whether it may hold rows of windows that start in a range, of a tenant; where one is None, of any."""
+        return not (
+            (start_us is not None and self.last_us is not None and self.last_us < start_us)
+            or (end_us is not None and self.first_us is not None and self.first_us >= end_us)
+            or (tenant is not None and self.tenants is not None and not self.tenants[0] <= tenant <= self.tenants[1])
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +119,7 @@ class DeltaLog:
         name = f"part-{uuid.uuid4()}.parquet"
         path = self._folder / name
         with path.open("xb") as sink:
-            pq.write_table(table, sink, compression="zstd")
+            pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS)
             sink.flush()
             failpoint("file_written")
             _fsync(sink.fileno())
@@ -114,7 +127,15 @@ class DeltaLog:
         failpoint("file_synced")
         starts = table.column("window_start").combine_chunks().cast("int64").to_numpy()
         first, last = int(starts.min()) // 1000 * 1000, -(-int(starts.max()) // 1000) * 1000
-        return DataFile(name=name, size=path.stat().st_size, rows=table.num_rows, first_us=first, last_us=last)
+        size, tenants = path.stat().st_size, pc.min_max(table.column("tenant")).as_py()
+        return DataFile(
+            name=name,
+            size=size,
+            rows=table.num_rows,
+            first_us=first,
+            last_us=last,
+            tenants=(tenants["min"], tenants["max"]),
+        )
 
     def commit(
         self,
@@ -266,12 +287,14 @@ def _name(path: str) -> str:
 def _data_file(add: Mapping[str, Any]) -> DataFile:
     stats = json.loads(add.get("stats") or "{}")
     first, last = (stats.get(which, {}).get("window_start") for which in ("minValues", "maxValues"))
+    tenants = tuple(stats.get(which, {}).get("tenant") for which in ("minValues", "maxValues"))
     return DataFile(
         name=_name(add["path"]),
         size=int(add["size"]),
         rows=int(stats.get("numRecords", 0)),
         first_us=None if first is None else _us(first),
         last_us=None if last is None else _us(last) + 999,  # written by others, it may have been cut to milliseconds
+        tenants=None if None in tenants else tenants,
     )
 
 
@@ -282,12 +305,12 @@ def _us(text: str) -> int:
 def _added(one: DataFile, now: int, *, changes_data: bool) -> dict[str, Any]:
     assert one.first_us is not None
     assert one.last_us is not None
-    stats = {
-        "numRecords": one.rows,
-        "minValues": {"window_start": _text(one.first_us)},
-        "maxValues": {"window_start": _text(one.last_us)},
-        "nullCount": {"window_start": 0},
-    }
+    least: dict[str, str] = {"window_start": _text(one.first_us)}
+    greatest: dict[str, str] = {"window_start": _text(one.last_us)}
+    if one.tenants is not None:
+        least["tenant"], greatest["tenant"] = one.tenants
+    nulls = dict.fromkeys(least, 0)
+    stats = {"numRecords": one.rows, "minValues": least, "maxValues": greatest, "nullCount": nulls}
     about = {"path": one.name, "partitionValues": {}, "size": one.size, "modificationTime": now}
     return {"add": {**about, "dataChange": changes_data, "stats": json.dumps(stats)}}
 

@@ -73,14 +73,32 @@ class Lake:
         if releases:
             self.write(plan, plan_hash, partial(self._append, plan, plan_hash, releases, app_id))
 
-    def files(self, plan: Plan, plan_hash: PlanHash) -> list[str]:
-        """Absolute paths of the parquet files that make up the plan's table now; none before the first release.
+    def files(
+        self,
+        plan: Plan,
+        plan_hash: PlanHash,
+        at: Snapshot | None = None,
+        *,
+        start_us: int | None = None,
+        end_us: int | None = None,
+        tenant: str | None = None,
+    ) -> list[str]:
+        """Absolute paths of the parquet files that make up a plan's table; none before the first release.
+
+        Args:
+            plan: whose table it is.
+            plan_hash: its hash.
+            at: the version; the one of now if None.
+            start_us: of windows that start no earlier.
+            end_us: and before this.
+            tenant: of this tenant; files that hold nothing of what is asked for are left out if the log knows it.
 
         Raises:
             StoreFailed: the table cannot be read.
         """
+        now = self.snapshot(plan, plan_hash) if at is None else at
         folder = self.folder(plan, plan_hash)
-        return [str(folder / name) for name in self.snapshot(plan, plan_hash).files]
+        return [str(folder / name) for name, one in now.files.items() if one.may_hold(start_us, end_us, tenant)]
 
     def stored(self, plan: Plan, plan_hash: PlanHash, at: Snapshot | None = None) -> Iterator[Stored]:
         """Every release of a plan's table, now or at a version, read back file by file; raises StoreFailed."""

@@ -110,6 +110,20 @@ class Landing:
         rows: list[Any] = self._call(lambda: self._db.execute(query, (after, limit)).fetchall())
         return [LandedRelease(id=row[0], header=row[1], payload=row[2]) for row in rows]
 
+    def newest(self) -> int:
+        """The highest id of what is not in the lake; 0 if all is."""
+        return int(self._call(lambda: self._db.execute("SELECT coalesce(max(id), 0) FROM waiting").get))
+
+    def waiting_of(self, plan_hash: bytes) -> dict[tuple[str, str], tuple[int, int]]:
+        """Of a plan, what is not in the lake: by tenant and agent, the starts of its first and its last window."""
+        query = (
+            "SELECT tenant, agents.agent, min(window_start_us), max(window_start_us) "
+            "FROM waiting CROSS JOIN releases USING (id) JOIN agents ON agents.no = releases.agent "
+            "WHERE plan = (SELECT no FROM plans WHERE hash = ?) GROUP BY agents.no"
+        )
+        rows: list[Any] = self._call(lambda: self._db.execute(query, (bytes(plan_hash),)).fetchall())
+        return {(tenant, agent): (first_us, last_us) for tenant, agent, first_us, last_us in rows}
+
     def mark_sealed(self, digests: Mapping[int, bytes]) -> None:
         """Drop the bytes of releases that are in the lake for good; their keys stay, and a digest of what was written.
 

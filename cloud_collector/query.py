@@ -3,7 +3,7 @@
 Place: after the lake; an analyst's question comes in through the service and goes back as a table with intervals.
 
 Invariants:
-- The landing is sealed first, so an answer holds every release that was acked before the question.
+- An answer holds every release that was acked before the question: what would show in it is sealed first.
 - Same question, same number, whether it is read from the lake or from the roll-ups.
 - Every bucket and every public key of the plan appears, and every discovered key that the range holds or the question
   names; what is missing has a null value and a typed status.
@@ -26,6 +26,7 @@ import pyarrow as pa
 from cloud_collector import estimate
 from cloud_collector.coverage import Absence, Coverage
 from cloud_collector.errors import PlanUnknown
+from cloud_collector.freshness import concerns
 from cloud_collector.question import COVERAGE, Asked, Grid, Node, Question, require, shown
 from cloud_collector.rolled import Rolled, fits
 from cloud_collector.telemetry import Event, emit
@@ -62,8 +63,10 @@ class Query:
         *,
         rollups: Rollups | None = None,
         behind: Callable[[PlanHash], Mapping[Node, tuple[int, int]]] = lambda _: {},
+        waiting: Callable[[PlanHash], Mapping[Node, tuple[int, int]]] | None = None,
     ) -> None:
         self._rollups = rollups
+        self._waiting = waiting
         self._behind = behind
         self._registry = registry
         self._lake = lake
@@ -107,16 +110,35 @@ class Query:
         if not asker.may_ask(registered.tenant, registered.plan.name):
             raise PlanUnknown("no registered plan has this name and version; run `cloud-collector plans add`")
         asked = Asked.of(registered.plan, question, home=registered.tenant)
-        self._catch_up()
-        plan, plan_hash = registered.plan, registered.hash
-        absence = Absence(behind=self._behind(plan_hash), retired_us=self._lake.retired_us(plan, plan_hash))
-        if fits(asked) and self._rollups is not None and self._rollups.covers(plan, plan_hash):
-            rolled = Rolled(self._rollups.path, plan, plan_hash, tenant=asker.tenant)
-            with contextlib.closing(rolled):
+        rolled = self._caught_up(question, registered, asker.tenant)
+        with contextlib.nullcontext() if rolled is None else contextlib.closing(rolled):
+            plan, plan_hash = registered.plan, registered.hash
+            absence = Absence(behind=self._behind(plan_hash), retired_us=self._lake.retired_us(plan, plan_hash))
+            if rolled is not None and fits(asked):
                 return _answer(asked, registered, rolled, absence)
-        files = self._lake.files(plan, plan_hash)
-        with contextlib.closing(self._duck.cursor()) as duck:
-            return _answer(asked, registered, Rows(duck, files, tenant=asker.tenant), absence)
+            seen = None if rolled is None else rolled.seen()  # read before the lake, which holds all that it tells of
+            at = self._lake.snapshot(plan, plan_hash)
+
+            def files(start: int | None, end: int | None) -> list[str]:
+                return self._lake.files(plan, plan_hash, at, start_us=start, end_us=end, tenant=asker.tenant)
+
+            with contextlib.closing(self._duck.cursor()) as duck:
+                return _answer(asked, registered, Rows(duck, files, tenant=asker.tenant, seen=seen), absence)
+
+    def _caught_up(self, question: Question, registered: RegisteredPlan, tenant: str | None) -> Rolled | None:
+        """The plan's roll-ups, if it has any, once all that would show in the answer is sealed."""
+        waiting = None if self._waiting is None else self._waiting(registered.hash)
+        if waiting is not None and (rolled := self._rolled(registered, tenant)) is not None:
+            if not concerns(question, waiting, [node for node, _, _ in rolled.seen()], tenant=tenant):
+                return rolled
+            rolled.close()
+        self._catch_up()
+        return self._rolled(registered, tenant)
+
+    def _rolled(self, registered: RegisteredPlan, tenant: str | None) -> Rolled | None:
+        if self._rollups is None or not self._rollups.covers(registered.hash):
+            return None
+        return Rolled(self._rollups.path, registered.plan, registered.hash, tenant=tenant)
 
 
 def _answer(asked: Asked, registered: RegisteredPlan, rows: Rows | Rolled, absence: Absence) -> pa.Table:

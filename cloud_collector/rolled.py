@@ -35,7 +35,7 @@ _Part = tuple[int, int, int]
 
 
 def fits(asked: Asked) -> bool:
-    """Whether a question is about all nodes together, and its plan's keys are public."""
+    """Whether sums over sites answer a question: it is about all nodes together, and its plan's keys are public."""
     return asked.discovered is None and not asked.node_names and "node" not in asked.question.by
 
 

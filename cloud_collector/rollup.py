@@ -5,7 +5,7 @@ from here. On disk: one SQLite file (WAL, FULL). All of it can be made again fro
 Invariants:
 - A release counts once: its record and its sums are one commit, and a release whose record is here is not added again.
 - Sums are exact: 128 bits wide, whatever the sites send.
-- Plans that discover keys are not rolled up: which keys a window has depends on its site.
+- Of plans that discover keys no sums are kept, only who reported when: which keys a window has depends on its site.
 """
 
 from __future__ import annotations
@@ -138,10 +138,8 @@ class Rollups:
         """Close the file."""
         self._db.close()
 
-    def covers(self, plan: Plan, plan_hash: PlanHash) -> bool:
+    def covers(self, plan_hash: PlanHash) -> bool:
         """Whether a plan is rolled up, from its first release on."""
-        if plan.discovered is not None:
-            return False
         if plan_hash not in self._whole:
             with self._transaction() as db:
                 if db.execute("SELECT 1 FROM plans WHERE hash = ?", (bytes(plan_hash),)).get is None:
@@ -151,7 +149,7 @@ class Rollups:
 
     def begin(self, plan: Plan, plan_hash: PlanHash, held: Iterable[Stored]) -> None:
         """Roll a plan up from what the lake holds of it, which is nothing before its first release."""
-        if plan.discovered is not None or self.covers(plan, plan_hash):
+        if self.covers(plan_hash):
             return
         with self._transaction() as db:
             db.execute("INSERT INTO plans (hash) VALUES (?)", (bytes(plan_hash),))
@@ -174,8 +172,6 @@ class Rollups:
         Raises:
             StoreFailed: nothing of it was added.
         """
-        if plan.discovered is not None:
-            return
         ones = [
             _One(
                 tenant=release.tenant,
@@ -194,8 +190,6 @@ class Rollups:
 
     def retire(self, plan: Plan, plan_hash: PlanHash, *, before_us: int) -> None:
         """Forget what lies before a moment, which is the start of a day or of a longer window."""
-        if plan.discovered is not None:
-            return
         with self._transaction() as db:
             number: Any = db.execute("SELECT no FROM plans WHERE hash = ?", (bytes(plan_hash),)).get
             if number is None:
@@ -260,7 +254,7 @@ class Rollups:
                 )
                 parts[1, day, one.tenant, scales].append(one)
         for (by_day, start_us, tenant, scales), part in parts.items():
-            valued = [one for one in part if one.columns]
+            valued = [one for one in part if one.columns] if plan.discovered is None else []
             if valued:
                 key = (number, by_day, start_us, tenant, scales)
                 _accumulate(db, key, len(valued), _summed(valued, names))

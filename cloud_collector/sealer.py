@@ -2,8 +2,9 @@
 
 Place: between the landing and the lake, at intervals and before every answer.
 Invariants: ids reach a table in ascending order, so the lake's mark never passes a release that was left behind; a
-release leaves the landing only once the lake and the roll-ups have it on disk, and each of them takes it once however
-often it comes; one plan whose table fails does not hold up the others.
+pass moves what was there when it was asked for, and ends; a release leaves the landing only once the lake and the
+roll-ups have it on disk, and each of them takes it once however often it comes; one plan whose table fails does not
+hold up the others.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class Landed(Protocol):
     @property
     def id(self) -> str:
         """The landing's own name."""
+
+    def newest(self) -> int:
+        """The highest id of what is not sealed; 0 if all is."""
 
     def unsealed(self, limit: int, *, after: int = 0) -> Sequence[Waiting]:
         """The oldest releases that are not sealed, of ids above `after`."""
@@ -82,8 +86,16 @@ class Sealer:
         self._landing, self._lake, self._plan_of, self._rollups = landing, lake, plan_of, rollups
         self._lock = threading.Lock()
 
-    def seal(self) -> int:
-        """Move everything that waits; calls at the same time take turns.
+    def newest(self) -> int:
+        """The highest id of what waits now; 0 if nothing does."""
+        return self._landing.newest()
+
+    def seal(self, upto: int | None = None) -> int:
+        """Move what waits; calls at the same time take turns.
+
+        Args:
+            upto: the highest id that is moved; of what waits when the pass begins if None. What comes later waits for
+                the next pass, so a pass ends however fast others push.
 
         Returns:
             How many releases were moved.
@@ -95,7 +107,8 @@ class Sealer:
             # One answer a hash for the whole pass: a plan that turned up half-way would overtake its older releases.
             plans: dict[PlanHash, Plan | None] = {}
             moved, after, failure = 0, 0, None
-            while chunk := self._landing.unsealed(_CHUNK, after=after):
+            last = self._landing.newest() if upto is None else upto
+            while chunk := [one for one in self._landing.unsealed(_CHUNK, after=after) if one.id <= last]:
                 after = chunk[-1].id
                 for plan_hash, group in _by_plan(chunk).items():
                     if plan_hash not in plans:
@@ -120,7 +133,7 @@ class Sealer:
     def _move(self, plan: Plan, plan_hash: PlanHash, group: Sequence[_Opened]) -> int:
         for part in _parts(group, len(payload_columns(plan))):
             rows = [(landing_id, release, _values(plan, release, payload)) for landing_id, release, payload in part]
-            if self._rollups is not None and not self._rollups.covers(plan, plan_hash):
+            if self._rollups is not None and not self._rollups.covers(plan_hash):
                 self._rollups.begin(plan, plan_hash, self._lake.stored(plan, plan_hash))
             self._lake.append(plan, plan_hash, rows, app_id=self._landing.id)
             if self._rollups is not None:

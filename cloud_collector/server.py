@@ -94,7 +94,14 @@ async def serve(
             _door(MAX_ENROLLMENTS, note_failure) as enrollments,
             _gate(config) as gate,
         ):
-            query = Query(registry, stores.lake, turns.seal, rollups=stores.rollups, behind=landing.behind)
+            query = Query(
+                registry,
+                stores.lake,
+                turns.seal,
+                rollups=stores.rollups,
+                behind=landing.behind,
+                waiting=landing.waiting_of,
+            )
             services = Services(
                 collector=CollectorService(landing, plan_of(registry), door=pushes, max_batch=config.max_batch),
                 query=QueryService(registry, query.answer, door=questions),
@@ -114,7 +121,7 @@ async def serve(
                     ready(address)
                 waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
                 upkeep = stores.upkeep(registry, retention) if alone else None
-                keeping = asyncio.create_task(keep_until(waits, turns, upkeep, config.upkeep_every_s, note_failure))
+                keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
                 looking = asyncio.create_task(look_until(waits, config.tls if alone else None))
                 await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
                 await asyncio.gather(keeping, looking)
@@ -145,7 +152,7 @@ async def seal(config: Config, *, ready: Callable[[str], None], stop: asyncio.Ev
         ready("")
         waits = [asyncio.create_task(event.wait()) for event in (stop, broken)]
         upkeep = stores.upkeep(registry, retention)
-        keeping = asyncio.create_task(keep_until(waits, turns, upkeep, config.upkeep_every_s, note_failure))
+        keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
         looking = asyncio.create_task(look_until(waits, config.tls))
         await seal_until(waits, turns.seal, config.seal_every_s, note_failure)
         await asyncio.gather(keeping, looking)
@@ -170,7 +177,6 @@ class _Stores:
     landing: Landing
     lake: Lake
     rollups: Rollups
-    sealer: Sealer
     turns: Turns
 
     def upkeep(self, registry: PlanRegistry, retention: Mapping[str, timedelta]) -> Upkeep:
@@ -178,7 +184,7 @@ class _Stores:
         return Upkeep(
             lake=self.lake,
             rollups=self.rollups,
-            sealer=self.sealer,
+            alone=self.turns.alone,
             plans=lambda: [(one.plan, one.hash) for one in registry.list()],
             retention=retention,
         )
@@ -190,9 +196,7 @@ def _stores(config: Config, registry: PlanRegistry) -> Iterator[_Stores]:
     with contextlib.closing(opened) as landing, contextlib.closing(Rollups(config.rollups_path)) as rollups:
         lake = Lake(config.lake_path)
         sealer = Sealer(landing, lake, plan_of(registry), rollups)
-        yield _Stores(
-            landing=landing, lake=lake, rollups=rollups, sealer=sealer, turns=Turns(sealer, config.turns_path)
-        )
+        yield _Stores(landing=landing, lake=lake, rollups=rollups, turns=Turns(sealer, config.turns_path))
 
 
 def registry_of(config: Config) -> tuple[PlanRegistry, dict[str, timedelta]]:

@@ -16,7 +16,7 @@ from cloud_collector.combine import Total
 from cloud_collector.noise import Noise, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import duckdb
 
@@ -48,17 +48,28 @@ class Rows:
 
     Args:
         duck: a connection of its own.
-        files: the table's, fixed.
+        files: says which files may hold windows that start in a range, of one version of the table.
         tenant: whose rows there are; everybody's if None.
+        seen: what :meth:`seen` is to say, where that is known without reading every file.
     """
 
-    def __init__(self, duck: duckdb.DuckDBPyConnection, files: list[str], *, tenant: str | None = None) -> None:
+    def __init__(
+        self,
+        duck: duckdb.DuckDBPyConnection,
+        files: Callable[[int | None, int | None], list[str]],
+        *,
+        tenant: str | None = None,
+        seen: list[tuple[Node, int, int]] | None = None,
+    ) -> None:
         self._duck = duck
         self._files = files
         self._tenant = tenant
+        self._seen = seen
 
     def seen(self) -> list[tuple[Node, int, int]]:
         """Each node that ever reported, with its first window's start and its last window's end."""
+        if self._seen is not None:
+            return self._seen
         select = "tenant, node, epoch_us(min(window_start)), epoch_us(max(window_end))"
         return [((tenant, node), first, last) for tenant, node, first, last in self._run(select, ["true"], {})]
 
@@ -117,13 +128,15 @@ class Rows:
             found[key] = found[key] + total if key in found else total
         return found
 
-    def _run(self, select: str, where: list[str], params: dict[str, object]) -> list[tuple[Any, ...]]:
-        if not self._files:
+    def _run(self, select: str, where: list[str], params: dict[str, Any]) -> list[tuple[Any, ...]]:
+        """Read what may hold what is asked for; other files stay shut."""
+        files = [_literal(file) for file in self._files(params.get("start"), params.get("end"))]
+        if not files:
             return []
-        where = [*where, "coalesce(tenant = $tenant::varchar, $tenant is null)"]
+        if self._tenant is not None:
+            where, params = [*where, "tenant = $tenant"], {**params, "tenant": self._tenant}
         sql = f"select {select} from read_parquet($files) where {' and '.join(where)} group by all"  # noqa: S608  # names of the plan, quoted; values are bound
-        files = [_literal(file) for file in self._files]
-        return self._duck.execute(sql, {**params, "files": files, "tenant": self._tenant}).fetchall()
+        return self._duck.execute(sql, {**params, "files": files}).fetchall()
 
 
 def _total(asked: Asked, scales: Sequence[float], sums: Sequence[int], draws: int) -> Total:

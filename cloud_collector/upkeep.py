@@ -1,12 +1,11 @@
 """Keeping the lake small: many small files become few, what a plan need not keep goes, and leftovers are removed.
 
-Place: beside the sealer, in its turn; never in an answer's way.
+Place: beside the sealer, which goes on: files are read and written while it seals; it waits for the log entry alone.
 Invariants:
-- Compaction changes no row: it is one commit that names the new file and drops the old ones, and says so to readers.
+- What was written is named only if the files that it was made of are all still there; else it is a leftover.
 - What is dropped stays on the disk for a grace time, because a reader may have listed it just before; whether a file is
   a leftover is told by the log, how long ago it was dropped by the file's own time, which is set before the commit.
 - Data goes by whole days that ended before the plan's retention; the landing's keys stay (promise B2).
-- Work of one call is bounded: one compaction takes at most so many rows.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from cloud_collector.compaction import Rewrite, compact, read_file, touch
 from cloud_collector.errors import StoreFailed
 from cloud_collector.failpoint import failpoint
 from cloud_collector.lake import RETIRED
@@ -31,21 +30,15 @@ from edge_agg.contract.grid import ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
 
     from cloud_collector.deltalog import DataFile, DeltaLog, Snapshot
     from cloud_collector.lake import Lake
     from cloud_collector.rollup import Rollups
-    from cloud_collector.sealer import Sealer
     from edge_agg.contract.plan import Plan, PlanHash
 
-SMALL_ROWS = 250_000
-"""A file of fewer rows is small."""
-MANY_FILES = 16
-"""So many small files are worth a compaction."""
-MAX_ROWS = 1_000_000
-"""Rows of one compaction: they are in memory together."""
 GRACE_S = 3600.0
 """How long a file that was dropped stays on the disk: longer than any answer takes."""
 _DAY = timedelta(days=1)
@@ -53,11 +46,12 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upkeep:
-    """What is done to all tables, now and then, while the sealer waits."""
+    """What is done to all tables, now and then, while others seal and ask."""
 
     lake: Lake
     rollups: Rollups
-    sealer: Sealer
+    alone: Callable[[], AbstractContextManager[None]]
+    """Keeps every sealer waiting while the body runs."""
     plans: Callable[[], Sequence[tuple[Plan, PlanHash]]]
     """Whose tables there are."""
     retention: Mapping[str, timedelta]
@@ -72,8 +66,7 @@ class Upkeep:
         failure: StoreFailed | None = None
         for plan_hash, plan in {plan_hash: plan for plan, plan_hash in self.plans()}.items():
             try:
-                with self.sealer.paused():  # a plan at a time: answers wait for the sealer
-                    self._keep(plan, plan_hash, now)
+                self._keep(plan, plan_hash, now)
             except StoreFailed as error:
                 failure = error
         if failure is not None:
@@ -82,48 +75,39 @@ class Upkeep:
     def _keep(self, plan: Plan, plan_hash: PlanHash, now: datetime) -> None:
         keep = self.retention.get(plan.name)
         if keep is not None:
-            before_us = retire(self.lake, plan, plan_hash, keep=keep, now=now)
-            self.rollups.retire(plan, plan_hash, before_us=before_us)
-        joined = compact(self.lake, plan, plan_hash)
-        removed = tidy(self.lake, plan, plan_hash)
+            self._retire(plan, plan_hash, cutoff_us(plan, keep=keep, now=now))
+        joined = compact(self.lake, plan, plan_hash, alone=self.alone)
+        with self.alone():
+            removed = tidy(self.lake, plan, plan_hash)
         if joined or removed:
             emit(Event.LAKE_TIDIED, plan=plan.name, version=plan.version, joined=joined, removed=removed)
 
+    def _retire(self, plan: Plan, plan_hash: PlanHash, cutoff: int) -> None:
+        made = prepare_retirement(self.lake, plan, plan_hash, cutoff)
+        with self.alone():  # lake and roll-ups together: nothing is sealed in between
+            before_us = retire(self.lake, plan, plan_hash, cutoff, made)
+            self.rollups.retire(plan, plan_hash, before_us=before_us)
 
-def compact(lake: Lake, plan: Plan, plan_hash: PlanHash) -> int:
-    """Bring small files together, if they are many; how many files became one.
+
+def prepare_retirement(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int) -> Rewrite:
+    """Write what is to stay of the files that hold data from before a moment; nothing is dropped yet.
 
     Raises:
         StoreFailed: the disk refused; the table is as it was.
     """
-    return lake.write(plan, plan_hash, lambda log, now: _compact(lake.folder(plan, plan_hash), plan, log, now))
+    folder = lake.folder(plan, plan_hash)
+    return lake.write(plan, plan_hash, lambda log, now: _rests(folder, plan, log, now, cutoff))
 
 
-def _compact(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot) -> int:
-    small = sorted((one for one in now.files.values() if one.rows < SMALL_ROWS), key=lambda one: one.rows)
-    taken: list[DataFile] = []
-    for one in small:
-        if sum(other.rows for other in taken) + one.rows > MAX_ROWS:
-            break
-        taken.append(one)
-    if len(taken) < MANY_FILES:
-        return 0
-    schema = table_schema(plan)
-    together = pa.concat_tables([_read(folder, one, schema) for one in taken])
-    order = pc.sort_indices(
-        together.select(["window_start", "landing_id"]).append_column("row", pa.array(range(len(together)))),
-        sort_keys=[("window_start", "ascending"), ("landing_id", "ascending"), ("row", "ascending")],
-    )
-    added = log.write(together.take(order))
-    failpoint("compaction_written")
-    _touch(folder, taken)
-    log.commit(now, schema=schema, operation="OPTIMIZE", add=[added], remove=taken, changes_data=False)
-    failpoint("compaction_committed")
-    return len(taken)
+def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int, made: Rewrite | None = None) -> int:
+    """Drop the data from before a moment, which is the start of a day or of a longer window.
 
-
-def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, *, keep: timedelta, now: datetime) -> int:
-    """Drop the data of whole days that ended longer ago than is kept.
+    Args:
+        lake: where the table is.
+        plan: whose table it is.
+        plan_hash: its hash.
+        cutoff: the moment, in microseconds since 1970.
+        made: what was prepared; made anew if that is no longer all.
 
     Returns:
         The moment before which nothing is kept now, in microseconds since 1970.
@@ -131,43 +115,53 @@ def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, *, keep: timedelta, now:
     Raises:
         StoreFailed: the disk refused; the table is as it was.
     """
-    cutoff = cutoff_us(plan, keep=keep, now=now)
+    folder = lake.folder(plan, plan_hash)
 
-    def work(log: DeltaLog, snapshot: Snapshot) -> int:
-        if snapshot.version >= 0:
-            _retire(lake.folder(plan, plan_hash), plan, log, snapshot, cutoff)
-        return max(cutoff, snapshot.transactions.get(RETIRED, cutoff))
+    def work(log: DeltaLog, now: Snapshot) -> int:
+        ready = made
+        if ready is None or {one.name for one in ready.remove} != {one.name for one in _old(now, cutoff)}:
+            ready = _rests(folder, plan, log, now, cutoff)
+        if ready.remove:
+            failpoint("retirement_written")
+            touch(folder, ready.remove)
+            log.commit(
+                now,
+                schema=table_schema(plan),
+                operation="DELETE",
+                add=ready.add,
+                remove=ready.remove,
+                transactions={RETIRED: cutoff},
+            )
+            failpoint("retirement_committed")
+        return max(cutoff, now.transactions.get(RETIRED, cutoff))
 
     return lake.write(plan, plan_hash, work)
+
+
+def _old(now: Snapshot, cutoff: int) -> list[DataFile]:
+    return [one for one in now.files.values() if one.first_us is None or one.first_us < cutoff]
+
+
+def _rests(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot, cutoff: int) -> Rewrite:
+    schema = table_schema(plan)
+    remove, added = [], []
+    for one in _old(now, cutoff):
+        if one.last_us is None or one.last_us >= cutoff:
+            rows = read_file(folder, one, schema)
+            moment = pa.scalar(cutoff, pa.int64()).cast(MOMENT)
+            rest = rows.filter(pc.greater_equal(rows.column("window_start"), moment))
+            if len(rest) == len(rows):
+                continue
+            if len(rest):
+                added.append(log.write(rest))
+        remove.append(one)
+    return Rewrite(remove=remove, add=added)
 
 
 def cutoff_us(plan: Plan, *, keep: timedelta, now: datetime) -> int:
     """The start of the day, or of the window if that is longer, that the oldest kept moment lies in."""
     step = max(_DAY, plan.every)
     return to_us(now - keep - (now - keep - ORIGIN) % step)
-
-
-def _retire(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot, cutoff: int) -> None:
-    old = [one for one in now.files.values() if one.first_us is None or one.first_us < cutoff]
-    if not old:
-        return
-    schema = table_schema(plan)
-    added: list[DataFile] = []
-    for one in old:
-        if one.last_us is not None and one.last_us < cutoff:
-            continue
-        rows = _read(folder, one, schema)
-        rest = rows.filter(pc.greater_equal(rows.column("window_start"), pa.scalar(cutoff, pa.int64()).cast(MOMENT)))
-        if len(rest) == len(rows):
-            old = [other for other in old if other is not one]
-        elif len(rest):
-            added.append(log.write(rest))
-    if not old:
-        return
-    failpoint("retirement_written")
-    _touch(folder, old)
-    log.commit(now, schema=schema, operation="DELETE", add=added, remove=old, transactions={RETIRED: cutoff})
-    failpoint("retirement_committed")
 
 
 def tidy(lake: Lake, plan: Plan, plan_hash: PlanHash, *, grace_s: float = GRACE_S) -> int:
@@ -187,13 +181,3 @@ def _tidy(folder: Path, log: DeltaLog, now: Snapshot, grace_s: float) -> int:
             removed += 1
             failpoint("leftover_removed")
     return removed
-
-
-def _read(folder: Path, one: DataFile, schema: pa.Schema) -> pa.Table:
-    return pq.read_table(folder / one.name).cast(schema)
-
-
-def _touch(folder: Path, files: Sequence[DataFile]) -> None:
-    """Note when these were dropped; before the commit, so that none is ever taken for one that was dropped long ago."""
-    for one in files:
-        os.utime(folder / one.name)

@@ -151,7 +151,7 @@ def _rolled(stores: Stores, plan: Plan, plan_hash: PlanHash) -> Iterator[str]:
         if turn:
             time.sleep(1)
         with contextlib.closing(Rollups(stores.rollups)) as kept:
-            if not kept.covers(plan, plan_hash):
+            if not kept.covers(plan_hash):
                 return
             before = kept.rows(plan_hash)
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(Rollups(Path(folder) / "anew.sqlite")) as anew:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cloud_collector.deltalog import Snapshot
 from cloud_collector.plans import RegisteredPlan
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.cells import keys, n_cells
@@ -188,8 +189,12 @@ class FakeLake:
     folder: Path
     written: list[str] = field(default_factory=list)
 
-    def files(self, plan: Plan, plan_hash: PlanHash) -> list[str]:
-        """All of them."""
+    def snapshot(self, plan: Plan, plan_hash: PlanHash) -> Snapshot:
+        """There is one version."""
+        return Snapshot(version=0)
+
+    def files(self, plan: Plan, plan_hash: PlanHash, at: Snapshot | None = None, **asked: object) -> list[str]:
+        """All of them: nothing is known of what they hold."""
         return list(self.written)
 
     def retired_us(self, plan: Plan, plan_hash: PlanHash) -> int | None:

@@ -11,17 +11,21 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloud_collector import chain, deltalog, failpoint, upkeep
+from cloud_collector import chain, compaction, deltalog, failpoint, upkeep
 from cloud_collector.landing import Landing
 from cloud_collector.rollup import _RECORD
 from tests.cloud_collector.conftest import MONDAY
 from tests.cloud_collector.test_keeping import Collector
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.cloud_collector.conftest import Made
 
 RELEASES = 24
@@ -80,6 +84,14 @@ def fork_accepted() -> None:
 MUTANTS = {one.__name__: one for one in (ack_before_commit, roll_up_twice, no_lake_mark, fork_accepted)}
 
 
+@contextlib.contextmanager
+def sealed_in_between(one: Collector) -> Iterator[None]:
+    """Upkeep waits for its turn, and the sealer was first: the table is not as upkeep read it."""
+    one.sealer.seal()
+    with one.sealer.paused():
+        yield
+
+
 def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
     """One life: take what is sent, seal it, keep it up, and die at the n-th pass of a point."""
     passed = 0
@@ -90,7 +102,7 @@ def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
         if name == point and passed == hit:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    deltalog.CHECKPOINT_EVERY, upkeep.MANY_FILES, upkeep.GRACE_S = 4, 3, -1.0
+    deltalog.CHECKPOINT_EVERY, compaction.MANY_FILES, upkeep.GRACE_S = 4, 3, -1.0
     failpoint.armed = armed
     if mutant:
         MUTANTS[mutant]()
@@ -98,12 +110,13 @@ def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
         for n, made in enumerate(releases(one)):
             (verdict,) = asyncio.run(one.landing.land([made.pair]))
             note(home / "acks", f"{n} {verdict}")
+            if n % 6 == 5:
+                keeping = replace(one.upkeep, alone=partial(sealed_in_between, one))
+                keeping.run(NOW if n > 12 else datetime.min.replace(year=2000, tzinfo=UTC))
             if n % 3 == 2:
                 one.sealer.seal()
                 for plan, plan_hash in one.plans:
                     upkeep.tidy(one.lake, plan, plan_hash, grace_s=-1.0)
-            if n % 6 == 5:
-                one.upkeep.run(NOW if n > 12 else datetime.min.replace(year=2000, tzinfo=UTC))
     os._exit(0)
 
 

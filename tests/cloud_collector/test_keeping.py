@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloud_collector import backup as room
-from cloud_collector import rollup, upkeep
+from cloud_collector import compaction, rollup, upkeep
 from cloud_collector.caller import LOCAL
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.lake import Lake
@@ -62,7 +62,7 @@ class Collector:
         self.upkeep = Upkeep(
             lake=self.lake,
             rollups=self.rollups,
-            sealer=self.sealer,
+            alone=self.sealer.paused,
             plans=lambda: self.plans,
             retention=retention or {},
         )
@@ -82,8 +82,13 @@ class Collector:
         question = Question(plan=self.maker.plan.name, metric="departures", **asked)
         behind = self.landing.behind
         quick = Query(self.registry, self.lake, self.sealer.seal, rollups=self.rollups, behind=behind)
+        waiting = self.landing.waiting_of
+        first = Query(
+            self.registry, self.lake, self.sealer.seal, rollups=self.rollups, behind=behind, waiting=waiting
+        ).estimate(question, LOCAL)
         slow = Query(self.registry, self.lake, self.sealer.seal, behind=behind)
         said = quick.estimate(question, LOCAL)
+        assert said.equals(first), "what it did not wait for would not have shown"
         assert said.equals(slow.estimate(question, LOCAL))
         return list(said.to_pylist())
 
@@ -164,7 +169,7 @@ def test_a_plan_without_retention_is_kept(tmp_path: Path) -> None:
 
 def test_compaction_changes_no_row_and_no_reader_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers that listed the files before it still find them; the files go after the grace time."""
-    monkeypatch.setattr(upkeep, "MANY_FILES", 4)
+    monkeypatch.setattr(compaction, "MANY_FILES", 4)
     with collecting(tmp_path / "data") as one:
         for n in range(6):
             one.seal(one.make(5 - n, seed=n))
@@ -185,7 +190,7 @@ def test_compaction_changes_no_row_and_no_reader_notices(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_readers_beside_compaction_see_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "MANY_FILES", 2)
+    monkeypatch.setattr(compaction, "MANY_FILES", 2)
     with collecting(tmp_path / "data") as one:
         one.seal(one.make(0))
         seen: list[int] = []

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from cloud_collector import deltalog, failpoint, upkeep
+from cloud_collector import compaction, deltalog, failpoint, upkeep
 from cloud_collector.errors import StoreFailed
 from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
@@ -95,9 +95,21 @@ class Collector:
         asyncio.run(self.landing.land([one.pair for one in made]))
 
     def keep_up(self) -> None:
-        """Compact, and remove leftovers at once."""
-        upkeep.compact(self.lake, self.maker.plan, self.maker.hash)
+        """Compact, though the sealer is first whenever it may be, and remove leftovers at once."""
+        compaction.compact(self.lake, self.maker.plan, self.maker.hash, alone=self.sealed_in_between)
         upkeep.tidy(self.lake, self.maker.plan, self.maker.hash, grace_s=-1.0)
+
+    def go_on(self, n: int) -> None:
+        """Seal and compact; every other time the sealer is in the middle of the compaction."""
+        if n % 2 or len(self.lake.files(self.maker.plan, self.maker.hash)) < compaction.MANY_FILES:
+            self.sealer.seal()
+        self.keep_up()
+
+    @contextlib.contextmanager
+    def sealed_in_between(self) -> Iterator[None]:
+        """Upkeep's turn comes after the sealer's."""
+        self.sealer.seal()
+        yield
 
     def held(self) -> list[tuple[str, int, bytes]]:
         """Every release of the lake, by digest."""
@@ -142,14 +154,13 @@ def survives_cuts(
 
     monkeypatch.setattr(os, "fsync", disk.sync)
     monkeypatch.setattr(deltalog, "CHECKPOINT_EVERY", 3)
-    monkeypatch.setattr(upkeep, "MANY_FILES", 3)
+    monkeypatch.setattr(compaction, "MANY_FILES", 3)
     monkeypatch.setattr(failpoint, "armed", armed)
     with collecting(data, maker) as one:
         try:
-            for release in made:
+            for n, release in enumerate(made):
                 one.land(release)
-                one.sealer.seal()
-                one.keep_up()
+                one.go_on(n)
         except Cut:
             pass
         else:

@@ -82,7 +82,7 @@ class Both:
     def add(self, rows: Sequence[Row]) -> None:
         """As the sealer does."""
         plan, plan_hash = self.maker.plan, self.maker.hash
-        if not self.rollups.covers(plan, plan_hash):
+        if not self.rollups.covers(plan_hash):
             self.rollups.begin(plan, plan_hash, self.lake.stored(plan, plan_hash))
         self.lake.append(plan, plan_hash, rows, app_id="a")
         self.rollups.add(plan, plan_hash, rows)
@@ -181,11 +181,15 @@ def test_questions_about_some_nodes_go_to_the_lake(tmp_path: Path, rollups: Roll
 
 
 def test_plans_that_discover_keys_are_read_from_the_lake(tmp_path: Path, rollups: Rollups, keyed_maker: Maker) -> None:
+    """Of the roll-ups an answer takes only who reported when; what a site that released nothing sent counts as well."""
     both = Both(tmp_path, rollups, keyed_maker)
     made = keyed_maker.make(found=["N1", "N2"])
-    both.add([(1, made.release, made.values)])
-    assert not rollups.covers(keyed_maker.plan, keyed_maker.hash)
-    assert both.agree(metric="departures", by=("plane",))
+    late = keyed_maker.make(agent="lga", window=3, status=Status.LOST)
+    both.add([(1, made.release, made.values), (2, late.release, late.values)])
+    assert rollups.rows(keyed_maker.hash)["sums"] == set()
+    assert len(rollups.rows(keyed_maker.hash)["records"]) == 2
+    for asked in ({"by": ("plane",)}, {"by": ("node",)}, {"every_us": 7 * 24 * HOUR_US}):
+        assert both.agree(metric="departures", **asked)
 
 
 def added_again_after_a_crash(both: Both, rows: Sequence[Row], monkeypatch: pytest.MonkeyPatch, point: str) -> bool:
@@ -229,7 +233,7 @@ def test_roll_ups_that_were_lost_are_made_again_from_the_lake(tmp_path: Path, ro
     rows = [row(n // 2, node="jl"[n % 2], seed=n, status=Status.LOST if n == 3 else Status.RELEASED) for n in range(8)]
     both.add(rows[:6])
     rollups.forget(MAKER.hash)
-    assert not rollups.covers(MAKER.plan, MAKER.hash)
+    assert not rollups.covers(MAKER.hash)
     both.add(rows[6:])
     assert both.agree(metric="delay", by=("carrier",), every_us=24 * HOUR_US)
 

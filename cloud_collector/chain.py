@@ -20,11 +20,10 @@ from cloud_collector.landed import Action, Reason, Verdict
 from edge_agg.contract.codec import to_us
 
 if TYPE_CHECKING:
-    import apsw
-
+    from cloud_collector.landing_store import Statements
     from edge_agg.contract.release import Release, Sealed
 
-_MAX_SEQ = 2**63 - 2  # the wire has 64 bits, SQLite 63: a liar must not stop the group
+_MAX_SEQ = 2**63 - 2  # the wire has 64 bits, the databases 63: a liar must not stop the group
 
 NewIncarnation = Literal["accept", "fence"]
 """What is done with an agent that comes with a journal nobody has seen, and is not itself new."""
@@ -51,7 +50,7 @@ class _Journal:
 
 
 def decide(
-    db: apsw.Connection, release: Release, sealed: Sealed, *, new_incarnation: NewIncarnation, restored: bool
+    db: Statements, release: Release, sealed: Sealed, *, new_incarnation: NewIncarnation, restored: bool
 ) -> Judged:
     """Take a release in, or say why not."""
     who = (release.tenant, release.agent)
@@ -82,7 +81,7 @@ def decide(
     return Judged(verdict=Verdict.ACCEPTED, alarm=alarm)
 
 
-def _held(db: apsw.Connection, agent: int, release: Release) -> bytes | None:
+def _held(db: Statements, agent: int, release: Release) -> bytes | None:
     query = (
         "SELECT releases.hash FROM releases JOIN plans ON plans.no = plan "
         "WHERE agent = ? AND plans.hash = ? AND window_start_us = ?"
@@ -91,20 +90,20 @@ def _held(db: apsw.Connection, agent: int, release: Release) -> bytes | None:
     return held
 
 
-def _shut_out(db: apsw.Connection, release: Release, reason: Reason) -> Reason | None:
+def _shut_out(db: Statements, release: Release, reason: Reason) -> Reason | None:
     incarnation = bytes.fromhex(release.link.incarnation) if reason is Reason.INCARNATION else None
     raised = fence.raise_fence(db, release.tenant, release.agent, reason, incarnation=incarnation)
     return reason if raised or reason is Reason.CONFLICT else None
 
 
-def _journal(db: apsw.Connection, agent: int, release: Release, *, reborn: bool) -> _Journal:
+def _journal(db: Statements, agent: int, release: Release, *, reborn: bool) -> _Journal:
     query = "SELECT journal, head_seq FROM journals WHERE agent = ? AND incarnation = ?"
     found: Any = db.execute(query, (agent, bytes.fromhex(release.link.incarnation))).fetchone()
     journal, head = found or (None, 0)
     return _Journal(agent=agent, journal=journal, head_seq=head, reborn=reborn)
 
 
-def _fault(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
+def _fault(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
     """What is wrong with a release's place in its chain."""
     if at.journal is None:
         return None
@@ -129,7 +128,7 @@ def _fault(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed) 
     return None
 
 
-def _insert(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed) -> Action | None:
+def _insert(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> Action | None:
     journal, alarm = at.journal, None
     if journal is None:
         journal = fence.add_journal(db, at.agent, bytes.fromhex(release.link.incarnation))
@@ -144,38 +143,45 @@ def _insert(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed)
     )
     prev = None if known else release.link.prev_hash
     db.execute(
-        "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev NOT NULL", (*place, seq + 1)
+        "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev IS NOT NULL", (*place, seq + 1)
     )
-    db.execute(
+    # The row is given as many bytes as its digest will have, so that it stays where it is.
+    row = (at.agent, _plan(db, release), to_us(release.window_start), journal, seq, sealed.hash, prev, bytes(16))
+    query = (
         "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, prev, digest) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, zeroblob(16))",  # as long as the digest will be: the row stays where it is
-        (at.agent, _plan(db, release), to_us(release.window_start), journal, seq, sealed.hash, prev),
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"
     )
-    db.execute("INSERT INTO waiting VALUES (?, ?, ?)", (db.last_insert_rowid(), sealed.header, sealed.payload))
-    query = "UPDATE journals SET head_seq = max(head_seq, ?), releases = releases + 1 WHERE agent = ? AND journal = ?"
-    db.execute(query, (seq, *place))
+    number = db.execute(query, row).get
+    db.execute("INSERT INTO waiting VALUES (?, ?, ?)", (number, sealed.header, sealed.payload))
+    query = "UPDATE journals SET head_seq = ?, releases = releases + 1 WHERE agent = ? AND journal = ?"
+    db.execute(query, (max(at.head_seq, seq), *place))
     query = (
-        "UPDATE agents SET journal = ?, releases = releases + 1, last_window_end_us = max(last_window_end_us, ?) "
-        "WHERE no = ?"
+        "UPDATE agents SET journal = ?, releases = releases + 1, last_window_end_us = "
+        "CASE WHEN last_window_end_us < ? THEN ? ELSE last_window_end_us END WHERE no = ?"
     )
-    db.execute(query, (journal, to_us(release.window_end), at.agent))
+    end = to_us(release.window_end)
+    db.execute(query, (journal, end, end, at.agent))
     query = (
-        "INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq, "
-        "rho = excluded.rho, delta = excluded.delta WHERE excluded.seq > seq"
+        "INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (agent, journal, account) DO UPDATE "
+        "SET seq = excluded.seq, rho = excluded.rho, delta = excluded.delta WHERE excluded.seq > accounts.seq"
     )
     db.execute(query, (*place, release.account, seq, str(release.cumulative.rho), str(release.cumulative.delta)))
     return alarm
 
 
-def _plan(db: apsw.Connection, release: Release) -> int:
-    found = db.execute("SELECT no FROM plans WHERE hash = ?", (bytes(release.plan_hash),)).get
+def _plan(db: Statements, release: Release) -> int:
+    """The plan's number, given to it now if it has none; another writer may do so at the same time."""
+    known, added = "SELECT no FROM plans WHERE hash = ?", "INSERT INTO plans (name, hash) VALUES (?, ?)"
+    plan_hash = bytes(release.plan_hash)
+    found = db.execute(known, (plan_hash,)).get
     if found is None:
-        db.execute("INSERT INTO plans (name, hash) VALUES (?, ?)", (release.plan, bytes(release.plan_hash)))
-        found = db.last_insert_rowid()
+        found = db.execute(f"{added} ON CONFLICT (hash) DO NOTHING RETURNING no", (release.plan, plan_hash)).get
+    if found is None:
+        found = db.execute(known, (plan_hash,)).get
     return int(found)
 
 
-def _catch_up(db: apsw.Connection, at: _Journal, release: Release) -> Action | None:
+def _catch_up(db: Statements, at: _Journal, release: Release) -> Action | None:
     """After a restore: where an agent goes on, the windows between its old head and here are lost unless they come."""
     start, plan = to_us(release.window_start), _plan(db, release)
     query = "SELECT from_us, until_us FROM behind WHERE agent = ? AND plan = ?"

@@ -8,6 +8,7 @@ fails ends the process, anything else is said and tried again.
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ from cloud_collector.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from cloud_collector.sealer import Sealer
@@ -30,20 +32,24 @@ class Turns:
     Args:
         sealer: does the work.
         path: the file whose lock is the turn.
+        elsewhere: the turn among other machines, if there are any: taken second, so one of this machine waits there.
     """
 
-    def __init__(self, sealer: Sealer, path: Path) -> None:
+    def __init__(
+        self, sealer: Sealer, path: Path, elsewhere: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self._sealer = sealer
         self._path = path
+        self._elsewhere = elsewhere
 
     def seal(self) -> int:
         """Move everything that waits; see :meth:`Sealer.seal`."""
-        with turn(self._path), metrics.timed_seal():
+        with turn(self._path), self._elsewhere(), metrics.timed_seal():
             return self._sealer.seal()
 
     def keep(self, upkeep: Upkeep) -> None:
         """Look after the lake, while nobody seals."""
-        with turn(self._path):
+        with turn(self._path), self._elsewhere():
             upkeep.run(datetime.now(UTC))
 
 

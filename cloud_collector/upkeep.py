@@ -56,7 +56,7 @@ class Upkeep:
     """What is done to all tables, now and then, while the sealer waits."""
 
     lake: Lake
-    rollups: Rollups
+    rollups: Rollups | None
     sealer: Sealer
     plans: Callable[[], Sequence[tuple[Plan, PlanHash]]]
     """Whose tables there are."""
@@ -83,7 +83,8 @@ class Upkeep:
         keep = self.retention.get(plan.name)
         if keep is not None:
             before_us = retire(self.lake, plan, plan_hash, keep=keep, now=now)
-            self.rollups.retire(plan, plan_hash, before_us=before_us)
+            if self.rollups is not None:
+                self.rollups.retire(plan, plan_hash, before_us=before_us)
         joined = compact(self.lake, plan, plan_hash)
         removed = tidy(self.lake, plan, plan_hash)
         if joined or removed:

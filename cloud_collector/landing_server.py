@@ -61,7 +61,11 @@ class LandingServer:
         try:
             self.run(lambda: self._prepare(make=make))
         except Broken as error:
+            self.db.drop()
             raise StoreFailed(f"the landing's server cannot be used ({error.cause}): look at it") from None
+        except BaseException:
+            self.db.drop()
+            raise
 
     def run(self, work: Callable[[], T]) -> T:
         """Do work, again after another writer was first, or once more over a new connection."""

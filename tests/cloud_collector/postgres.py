@@ -32,6 +32,7 @@ _PLACES = [*_UNPACKED.glob("usr/lib/postgresql/*/bin"), *Path("/usr/lib/postgres
 BINARIES = next((place for place in _PLACES if (place / "initdb").exists() and (place / "postgres").exists()), None)
 SETTINGS = """
 fsync = on
+wal_writer_delay = 10s
 shared_buffers = 32MB
 max_connections = 60
 unix_socket_directories = '{home}'
@@ -72,7 +73,7 @@ class Postgres:
         (self._home / "data" / "pg_hba.conf").write_text(ACCESS)
 
     def start(self) -> None:
-        """Start it, and come back once it takes connections."""
+        """Start it, and come back once it takes connections; it ends with the thread that calls this."""
         import psycopg
 
         self._process = self._spawn(["postgres", "-D", str(self._home / "data")])
@@ -90,28 +91,23 @@ class Postgres:
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(30)
 
-    def freeze(self, *, frozen: bool) -> None:
-        """Stop and continue every process of the server: its machine falls silent."""
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGSTOP if frozen else signal.SIGCONT)
-
     def close(self) -> None:
         """Stop it, and remove what it kept."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self.crash()
         shutil.rmtree(self._home, ignore_errors=True)
 
-    def database(self) -> Database:
-        """A schema that nobody has used."""
+    def database(self, *settings: str) -> Database:
+        """A schema that nobody has used; each of its sessions begins with these settings."""
         self._schemas += 1
         schema = f"landing_{self._schemas}"
         self.run(f"CREATE SCHEMA {schema}")
-        return Database(url=self._url(schema))
+        return Database(url=self._url(schema, *settings))
+
+    def tool(self, name: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs."""
+        home = {"LD_LIBRARY_PATH": _libraries(), "PATH": os.environ["PATH"]}
+        subprocess.run([str(self._binaries / name), *arguments], env=home, check=True, capture_output=True)
 
     def run(self, query: str, params: Sequence[Any] = (), *, at: Database | None = None) -> list[Any]:
         """Run one statement, by the way."""
@@ -121,19 +117,18 @@ class Postgres:
             cursor = connection.execute(query.encode(), params or None)
             return cursor.fetchall() if cursor.description else []
 
-    def _url(self, schema: str = "public") -> str:
-        options = quote(f"-csearch_path={schema}", safe="")
+    def _url(self, schema: str = "public", *settings: str) -> str:
+        options = quote(" ".join(f"-c{one}" for one in (f"search_path={schema}", *settings)), safe="")
         return f"postgresql:///postgres?host={self._home}&port={self.port}&user=collector&options={options}"
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        folders = {str(path.parent) for path in _UNPACKED.rglob("lib*.so*")}
         root = os.geteuid() == 0
         prctl = ctypes.CDLL(None).prctl
         with (self._home / "log").open("ab") as log:
             return subprocess.Popen(
                 [str(self._binaries / command[0]), *command[1:]],
                 cwd=self._home,
-                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LD_LIBRARY_PATH": ":".join(sorted(folders))},
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LD_LIBRARY_PATH": _libraries()},
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 user="nobody" if root else None,
@@ -142,3 +137,7 @@ class Postgres:
                 start_new_session=True,
                 preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGINT),  # noqa: PLW1509  # it ends with the tests
             )
+
+
+def _libraries() -> str:
+    return ":".join(sorted({str(path.parent) for path in _UNPACKED.rglob("lib*.so*")}))

@@ -74,7 +74,7 @@ class Session:
     def __init__(self, *, rowwise: bool = False) -> None:
         self._connection: Connection | None = None
         self._rowwise = rowwise
-        self._number = 0
+        self._open: list[psycopg.ServerCursor[tuple[Any, ...]]] = []
 
     @property
     def lost(self) -> bool:
@@ -88,6 +88,10 @@ class Session:
 
     def drop(self) -> None:
         """End the connection, if there is one."""
+        for cursor in self._open:
+            with suppress(psycopg.Error):
+                cursor.close()
+        self._open.clear()
         if self._connection is not None:
             with suppress(psycopg.Error):
                 self._connection.close()
@@ -130,8 +134,9 @@ class Session:
     def _run(self, query: str, params: Sequence[Any]) -> Cursor:
         if not self._rowwise:
             return self._current.execute(query, params)
-        self._number += 1
-        return self._current.cursor(f"rows_{self._number}").execute(query, params)
+        cursor = self._current.cursor(f"rows_{len(self._open)}")
+        self._open.append(cursor)
+        return cursor.execute(query, params)
 
 
 class Result:

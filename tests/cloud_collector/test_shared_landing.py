@@ -148,6 +148,7 @@ def test_a_group_that_was_in_another_s_way_is_judged_again(database: Database, m
         assert len(landings[0].unsealed(100)) == 18
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_an_honest_agent_is_never_fenced_at_any_collector(postgres: Postgres, data: st.DataObject) -> None:
@@ -254,6 +255,7 @@ def killed_at(point: str, database: Database, folder: Path, *made: Made) -> None
     assert ended.returncode == -9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "verdict"), [("landing_uncommitted", A), ("landing_committed", D)])
 def test_a_collector_killed_at_its_commit_leaves_all_or_nothing(
     database: Database, tmp_path: Path, maker: Maker, point: str, verdict: Verdict
@@ -267,6 +269,7 @@ def test_a_collector_killed_at_its_commit_leaves_all_or_nothing(
         assert [one.header for one in landing.unsealed(10)] == [one.sealed.header for one in made]
 
 
+@pytest.mark.slow
 def test_the_turn_of_a_killed_collector_is_free(database: Database, tmp_path: Path) -> None:
     killed_at("turn", database, tmp_path)
     with contextlib.closing(Landing(database)) as landing, landing.turn():

@@ -54,12 +54,14 @@ def decide(
 ) -> Judged:
     """Take a release in, or say why not."""
     who = (release.tenant, release.agent)
-    found: Any = db.execute(
-        "SELECT no, journals, reason FROM agents LEFT JOIN fences ON fences.agent = no "
-        "WHERE agents.tenant = ? AND agents.agent = ?",
-        who,
-    ).fetchone()
-    agent, journals, fenced = found or (None, 0, None)
+    query = (
+        "SELECT agents.no, agents.journals, reason, journals.journal, coalesce(head_seq, 0) FROM agents "
+        "LEFT JOIN fences ON fences.agent = agents.no "
+        "LEFT JOIN journals ON journals.agent = agents.no AND journals.incarnation = ? "
+        "WHERE agents.tenant = ? AND agents.agent = ?"
+    )
+    found: Any = db.execute(query, (bytes.fromhex(release.link.incarnation), *who)).fetchone()
+    agent, journals, fenced, journal, head = found or (None, 0, None, None, 0)
     known = None if agent is None else _held(db, agent, release)
     if known is not None:
         if known == sealed.hash:
@@ -69,7 +71,7 @@ def decide(
         return Judged(verdict=Verdict.FENCED)
     if agent is None:
         agent = fence.number_of(db, *who)
-    at = _journal(db, agent, release, reborn=journals > 0)
+    at = _Journal(agent=agent, journal=journal, head_seq=head, reborn=journals > 0)
     fault = _fault(db, at, release, sealed)
     if fault is None and at.journal is None and at.reborn and new_incarnation == "fence":
         fault = Reason.INCARNATION
@@ -96,28 +98,23 @@ def _shut_out(db: Statements, release: Release, reason: Reason) -> Reason | None
     return reason if raised or reason is Reason.CONFLICT else None
 
 
-def _journal(db: Statements, agent: int, release: Release, *, reborn: bool) -> _Journal:
-    query = "SELECT journal, head_seq FROM journals WHERE agent = ? AND incarnation = ?"
-    found: Any = db.execute(query, (agent, bytes.fromhex(release.link.incarnation))).fetchone()
-    journal, head = found or (None, 0)
-    return _Journal(agent=agent, journal=journal, head_seq=head, reborn=reborn)
-
-
 def _fault(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
     """What is wrong with a release's place in its chain."""
     if at.journal is None:
         return None
     seq = min(release.link.seq, _MAX_SEQ)
-    around = "SELECT seq, hash, prev FROM releases WHERE agent = ? AND journal = ? AND seq BETWEEN ? AND ?"
-    for place, found, before in db.execute(around, (at.agent, at.journal, seq - 1, seq + 1)):
+    query = "SELECT seq, hash, prev FROM releases WHERE agent = ? AND journal = ? AND seq BETWEEN ? AND ?"
+    around = db.execute(query, (at.agent, at.journal, seq - 1, seq + 1))
+    query = "SELECT seq, rho, delta FROM accounts WHERE agent = ? AND journal = ? AND account = ?"
+    heads = db.execute(query, (at.agent, at.journal, release.account))  # both are asked before either is waited for
+    for place, found, before in around:
         if place == seq:
             return Reason.ROLLBACK if seq < at.head_seq else Reason.FORK
         if place == seq - 1 and found != release.link.prev_hash:
             return Reason.FORK
         if place == seq + 1 and before is not None and before != sealed.hash:
             return Reason.FORK
-    query = "SELECT seq, rho, delta FROM accounts WHERE agent = ? AND journal = ? AND account = ?"
-    head: Any = db.execute(query, (at.agent, at.journal, release.account)).fetchone()
+    head: Any = heads.fetchone()
     if head is not None:
         earlier = Fraction(head[1]), Fraction(head[2])
         later = release.cumulative.rho, release.cumulative.delta
@@ -137,22 +134,22 @@ def _insert(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> A
             fence.note(db, release.tenant, release.agent, alarm, reason=Reason.INCARNATION)
     seq = min(release.link.seq, _MAX_SEQ)
     place = (at.agent, journal)
-    # A link is kept until the release that it names is here; from then on the two hashes say the same.
-    known = (
-        seq == 1 or db.execute("SELECT 1 FROM releases WHERE agent=? AND journal=? AND seq=?", (*place, seq - 1)).get
-    )
-    prev = None if known else release.link.prev_hash
+    key = (at.agent, _plan(db, release), to_us(release.window_start))
     db.execute(
         "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev IS NOT NULL", (*place, seq + 1)
     )
-    # The row is given as many bytes as its digest will have, so that it stays where it is.
-    row = (at.agent, _plan(db, release), to_us(release.window_start), journal, seq, sealed.hash, prev, bytes(16))
+    # A link is kept until the release that it names is here; from then on the two hashes say the same. The row is given
+    # as many bytes as its digest will have, so that it stays where it is.
     query = (
-        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, prev, digest) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"
+        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, digest, prev) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, CASE WHEN ? = 1 OR EXISTS "
+        "(SELECT 1 FROM releases WHERE agent = ? AND journal = ? AND seq = ?) THEN NULL ELSE ? END)"
     )
-    number = db.execute(query, row).get
-    db.execute("INSERT INTO waiting VALUES (?, ?, ?)", (number, sealed.header, sealed.payload))
+    db.execute(query, (*key, journal, seq, sealed.hash, bytes(16), seq, *place, seq - 1, release.link.prev_hash))
+    query = (
+        "INSERT INTO waiting SELECT max(id), ?, ? FROM releases WHERE agent = ? AND plan = ? AND window_start_us = ?"
+    )
+    db.execute(query, (sealed.header, sealed.payload, *key))
     query = "UPDATE journals SET head_seq = ?, releases = releases + 1 WHERE agent = ? AND journal = ?"
     db.execute(query, (max(at.head_seq, seq), *place))
     query = (

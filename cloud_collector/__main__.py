@@ -14,7 +14,7 @@ import click
 from cloud_collector.commands import CODES, coded, show, table_of, token
 from cloud_collector.fleet import fleet
 from cloud_collector.issuing import ca
-from cloud_collector.stores import backup, restore, verify
+from cloud_collector.stores import backup, mark_restored, restore, verify
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _CONFIG = click.option("--config", type=_FILE, required=True, help="The collector's config file.")
@@ -96,6 +96,7 @@ cli.add_command(fleet)
 cli.add_command(verify)
 cli.add_command(backup)
 cli.add_command(restore)
+cli.add_command(mark_restored)
 
 
 def main() -> None:

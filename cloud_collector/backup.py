@@ -1,6 +1,6 @@
 """Backup while running, and restore into an empty folder.
 
-Place: `cloud-collector backup` and `restore`.
+Place: `cloud-collector backup`, `restore` and `mark-restored`. A landing on a server is copied by that server's tools.
 On disk: the data folder as a collector would find it, each table's log summed up in one entry, and `backup.json` with
 the sha256 of every file.
 Invariants:
@@ -22,21 +22,26 @@ import shutil
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from cloud_collector import fence, landing_file
+from cloud_collector import landing_rows
 from cloud_collector.deltalog import DeltaLog, Snapshot, sync
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_schema
-from cloud_collector.landed import Action
+from cloud_collector.landing_file import LandingFile
+from cloud_collector.landing_store import Broken
 from cloud_collector.plans import PlanRegistry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
+    from cloud_collector.landing_store import Store
+    from cloud_collector.plans import RegisteredPlan
     from edge_agg.contract.plan import Plan, PlanHash
 
 MANIFEST = "backup.json"
@@ -111,10 +116,21 @@ def restore(source: Path, data: Path, *, who: str) -> datetime:
             data.rmdir()
         draft.rename(data)
         sync(data.parent)
-    except (OSError, apsw.Error) as error:
+    except (OSError, Broken) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise StoreFailed(f"the backup was not restored ({type(error).__name__}): look at the disks") from None
     return made
+
+
+def mark_restored(landing: Store, plans: Iterable[RegisteredPlan], *, who: str) -> None:
+    """Note in a landing that it came out of a backup, so that what may be lost is said.
+
+    Raises:
+        Broken: nothing was noted.
+    """
+    every_us = {bytes(one.hash): one.plan.every // timedelta(microseconds=1) for one in plans}
+    mark = partial(landing_rows.mark_restored, landing.db, every_us, who=who)
+    landing.run(lambda: landing.transact(mark, ()))
 
 
 def _copy_sqlite(source: Path, target: Path) -> None:
@@ -177,24 +193,8 @@ def _check_manifest(folder: Path) -> datetime:
 
 
 def _mark_restored(data: Path, who: str) -> None:
-    """From each agent's last window on, what does not come any more may have been acked and lost."""
-    every_us = {
-        bytes(one.hash): one.plan.every // timedelta(microseconds=1) for one in PlanRegistry(data / "plans").list()
-    }
-    with closing(landing_file.opened(data / _SQLITE[0])) as db:
-        db.execute("BEGIN IMMEDIATE")
-        query = (
-            "SELECT agent, plan, plans.hash, max(window_start_us), max(journal) FROM releases "
-            "JOIN plans ON plans.no = plan GROUP BY agent, plan"
-        )
-        rows: list[Any] = db.execute(query).fetchall()
-        for agent, plan, plan_hash, last_us, journal in rows:
-            if plan_hash in every_us:
-                row = (agent, plan, journal or 0, last_us + every_us[plan_hash])
-                db.execute("INSERT OR REPLACE INTO behind VALUES (?, ?, ?, ?, NULL)", row)
-        db.execute("UPDATE meta SET restored_us = ?", (time.time_ns() // 1000,))
-        fence.note(db, "", "", Action.RESTORED, reason="restored", who=who)
-        db.execute("COMMIT")
+    with closing(LandingFile(data / _SQLITE[0])) as landing:
+        mark_restored(landing, PlanRegistry(data / "plans").list(), who=who)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -20,11 +20,10 @@ from cloud_collector.landed import Action, Reason, Verdict
 from edge_agg.contract.codec import to_us
 
 if TYPE_CHECKING:
-    import apsw
-
+    from cloud_collector.landing_store import Statements
     from edge_agg.contract.release import Release, Sealed
 
-_MAX_SEQ = 2**63 - 2  # the wire has 64 bits, SQLite 63: a liar must not stop the group
+_MAX_SEQ = 2**63 - 2  # the wire has 64 bits, the databases 63: a liar must not stop the group
 
 NewIncarnation = Literal["accept", "fence"]
 """What is done with an agent that comes with a journal nobody has seen, and is not itself new."""
@@ -51,16 +50,18 @@ class _Journal:
 
 
 def decide(
-    db: apsw.Connection, release: Release, sealed: Sealed, *, new_incarnation: NewIncarnation, restored: bool
+    db: Statements, release: Release, sealed: Sealed, *, new_incarnation: NewIncarnation, restored: bool
 ) -> Judged:
     """Take a release in, or say why not."""
     who = (release.tenant, release.agent)
-    found: Any = db.execute(
-        "SELECT no, journals, reason FROM agents LEFT JOIN fences ON fences.agent = no "
-        "WHERE agents.tenant = ? AND agents.agent = ?",
-        who,
-    ).fetchone()
-    agent, journals, fenced = found or (None, 0, None)
+    query = (
+        "SELECT agents.no, agents.journals, reason, journals.journal, coalesce(head_seq, 0) FROM agents "
+        "LEFT JOIN fences ON fences.agent = agents.no "
+        "LEFT JOIN journals ON journals.agent = agents.no AND journals.incarnation = ? "
+        "WHERE agents.tenant = ? AND agents.agent = ?"
+    )
+    found: Any = db.execute(query, (bytes.fromhex(release.link.incarnation), *who)).fetchone()
+    agent, journals, fenced, journal, head = found or (None, 0, None, None, 0)
     known = None if agent is None else _held(db, agent, release)
     if known is not None:
         if known == sealed.hash:
@@ -70,7 +71,7 @@ def decide(
         return Judged(verdict=Verdict.FENCED)
     if agent is None:
         agent = fence.number_of(db, *who)
-    at = _journal(db, agent, release, reborn=journals > 0)
+    at = _Journal(agent=agent, journal=journal, head_seq=head, reborn=journals > 0)
     fault = _fault(db, at, release, sealed)
     if fault is None and at.journal is None and at.reborn and new_incarnation == "fence":
         fault = Reason.INCARNATION
@@ -82,7 +83,7 @@ def decide(
     return Judged(verdict=Verdict.ACCEPTED, alarm=alarm)
 
 
-def _held(db: apsw.Connection, agent: int, release: Release) -> bytes | None:
+def _held(db: Statements, agent: int, release: Release) -> bytes | None:
     query = (
         "SELECT releases.hash FROM releases JOIN plans ON plans.no = plan "
         "WHERE agent = ? AND plans.hash = ? AND window_start_us = ?"
@@ -91,34 +92,29 @@ def _held(db: apsw.Connection, agent: int, release: Release) -> bytes | None:
     return held
 
 
-def _shut_out(db: apsw.Connection, release: Release, reason: Reason) -> Reason | None:
+def _shut_out(db: Statements, release: Release, reason: Reason) -> Reason | None:
     incarnation = bytes.fromhex(release.link.incarnation) if reason is Reason.INCARNATION else None
     raised = fence.raise_fence(db, release.tenant, release.agent, reason, incarnation=incarnation)
     return reason if raised or reason is Reason.CONFLICT else None
 
 
-def _journal(db: apsw.Connection, agent: int, release: Release, *, reborn: bool) -> _Journal:
-    query = "SELECT journal, head_seq FROM journals WHERE agent = ? AND incarnation = ?"
-    found: Any = db.execute(query, (agent, bytes.fromhex(release.link.incarnation))).fetchone()
-    journal, head = found or (None, 0)
-    return _Journal(agent=agent, journal=journal, head_seq=head, reborn=reborn)
-
-
-def _fault(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
+def _fault(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
     """What is wrong with a release's place in its chain."""
     if at.journal is None:
         return None
     seq = min(release.link.seq, _MAX_SEQ)
-    around = "SELECT seq, hash, prev FROM releases WHERE agent = ? AND journal = ? AND seq BETWEEN ? AND ?"
-    for place, found, before in db.execute(around, (at.agent, at.journal, seq - 1, seq + 1)):
+    query = "SELECT seq, hash, prev FROM releases WHERE agent = ? AND journal = ? AND seq BETWEEN ? AND ?"
+    around = db.execute(query, (at.agent, at.journal, seq - 1, seq + 1))
+    query = "SELECT seq, rho, delta FROM accounts WHERE agent = ? AND journal = ? AND account = ?"
+    heads = db.execute(query, (at.agent, at.journal, release.account))  # both are asked before either is waited for
+    for place, found, before in around:
         if place == seq:
             return Reason.ROLLBACK if seq < at.head_seq else Reason.FORK
         if place == seq - 1 and found != release.link.prev_hash:
             return Reason.FORK
         if place == seq + 1 and before is not None and before != sealed.hash:
             return Reason.FORK
-    query = "SELECT seq, rho, delta FROM accounts WHERE agent = ? AND journal = ? AND account = ?"
-    head: Any = db.execute(query, (at.agent, at.journal, release.account)).fetchone()
+    head: Any = heads.fetchone()
     if head is not None:
         earlier = Fraction(head[1]), Fraction(head[2])
         later = release.cumulative.rho, release.cumulative.delta
@@ -129,7 +125,7 @@ def _fault(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed) 
     return None
 
 
-def _insert(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed) -> Action | None:
+def _insert(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> Action | None:
     journal, alarm = at.journal, None
     if journal is None:
         journal = fence.add_journal(db, at.agent, bytes.fromhex(release.link.incarnation))
@@ -138,44 +134,51 @@ def _insert(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed)
             fence.note(db, release.tenant, release.agent, alarm, reason=Reason.INCARNATION)
     seq = min(release.link.seq, _MAX_SEQ)
     place = (at.agent, journal)
-    # A link is kept until the release that it names is here; from then on the two hashes say the same.
-    known = (
-        seq == 1 or db.execute("SELECT 1 FROM releases WHERE agent=? AND journal=? AND seq=?", (*place, seq - 1)).get
-    )
-    prev = None if known else release.link.prev_hash
+    key = (at.agent, _plan(db, release), to_us(release.window_start))
     db.execute(
-        "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev NOT NULL", (*place, seq + 1)
+        "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev IS NOT NULL", (*place, seq + 1)
     )
-    db.execute(
-        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, prev, digest) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, zeroblob(16))",  # as long as the digest will be: the row stays where it is
-        (at.agent, _plan(db, release), to_us(release.window_start), journal, seq, sealed.hash, prev),
-    )
-    db.execute("INSERT INTO waiting VALUES (?, ?, ?)", (db.last_insert_rowid(), sealed.header, sealed.payload))
-    query = "UPDATE journals SET head_seq = max(head_seq, ?), releases = releases + 1 WHERE agent = ? AND journal = ?"
-    db.execute(query, (seq, *place))
+    # A link is kept until the release that it names is here; from then on the two hashes say the same. The row is given
+    # as many bytes as its digest will have, so that it stays where it is.
     query = (
-        "UPDATE agents SET journal = ?, releases = releases + 1, last_window_end_us = max(last_window_end_us, ?) "
-        "WHERE no = ?"
+        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, digest, prev) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, CASE WHEN ? = 1 OR EXISTS "
+        "(SELECT 1 FROM releases WHERE agent = ? AND journal = ? AND seq = ?) THEN NULL ELSE ? END)"
     )
-    db.execute(query, (journal, to_us(release.window_end), at.agent))
+    db.execute(query, (*key, journal, seq, sealed.hash, bytes(16), seq, *place, seq - 1, release.link.prev_hash))
     query = (
-        "INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq, "
-        "rho = excluded.rho, delta = excluded.delta WHERE excluded.seq > seq"
+        "INSERT INTO waiting SELECT max(id), ?, ? FROM releases WHERE agent = ? AND plan = ? AND window_start_us = ?"
+    )
+    db.execute(query, (sealed.header, sealed.payload, *key))
+    query = "UPDATE journals SET head_seq = ?, releases = releases + 1 WHERE agent = ? AND journal = ?"
+    db.execute(query, (max(at.head_seq, seq), *place))
+    query = (
+        "UPDATE agents SET journal = ?, releases = releases + 1, last_window_end_us = "
+        "CASE WHEN last_window_end_us < ? THEN ? ELSE last_window_end_us END WHERE no = ?"
+    )
+    end = to_us(release.window_end)
+    db.execute(query, (journal, end, end, at.agent))
+    query = (
+        "INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (agent, journal, account) DO UPDATE "
+        "SET seq = excluded.seq, rho = excluded.rho, delta = excluded.delta WHERE excluded.seq > accounts.seq"
     )
     db.execute(query, (*place, release.account, seq, str(release.cumulative.rho), str(release.cumulative.delta)))
     return alarm
 
 
-def _plan(db: apsw.Connection, release: Release) -> int:
-    found = db.execute("SELECT no FROM plans WHERE hash = ?", (bytes(release.plan_hash),)).get
+def _plan(db: Statements, release: Release) -> int:
+    """The plan's number, given to it now if it has none; another writer may do so at the same time."""
+    known, added = "SELECT no FROM plans WHERE hash = ?", "INSERT INTO plans (name, hash) VALUES (?, ?)"
+    plan_hash = bytes(release.plan_hash)
+    found = db.execute(known, (plan_hash,)).get
     if found is None:
-        db.execute("INSERT INTO plans (name, hash) VALUES (?, ?)", (release.plan, bytes(release.plan_hash)))
-        found = db.last_insert_rowid()
+        found = db.execute(f"{added} ON CONFLICT (hash) DO NOTHING RETURNING no", (release.plan, plan_hash)).get
+    if found is None:
+        found = db.execute(known, (plan_hash,)).get
     return int(found)
 
 
-def _catch_up(db: apsw.Connection, at: _Journal, release: Release) -> Action | None:
+def _catch_up(db: Statements, at: _Journal, release: Release) -> Action | None:
     """After a restore: where an agent goes on, the windows between its old head and here are lost unless they come."""
     start, plan = to_us(release.window_start), _plan(db, release)
     query = "SELECT from_us, until_us FROM behind WHERE agent = ? AND plan = ?"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -19,6 +20,7 @@ from edge_agg.contract.plan import parse_duration
 from edge_agg.contract.spiffe import is_domain, is_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MAX_WORKERS = 64
@@ -68,6 +70,16 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """`[landing]`: a database on a server, which several collectors share."""
+
+    url: str
+    """Of PostgreSQL, without a password."""
+    password_file: Path | None = None
+    """Read at every connection, so a password may change meanwhile; None where the server asks for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the collector is told; build it with :func:`load`."""
 
@@ -99,6 +111,13 @@ class Config:
     """What is done with an agent that comes with a new journal: taken with an alarm, or shut out."""
     tls: Tls | None = None
     """None: loopback only, and whoever calls may do everything."""
+    database: Database | None = None
+    """Where the landing is, if it is on a server; None: a file in the data folder."""
+
+    @property
+    def landing(self) -> Path | Database:
+        """Where the landing is."""
+        return self.landing_path if self.database is None else self.database
 
     @property
     def landing_path(self) -> Path:
@@ -164,6 +183,11 @@ class _Fleet(_Strict, frozen=True, kw_only=True):
     new_incarnation: Literal["accept", "fence"] = "accept"
 
 
+class _Landing(_Strict, frozen=True, kw_only=True):
+    url: str
+    password_file: str | None = None
+
+
 class _Tls(_Strict, frozen=True, kw_only=True):
     cert_file: str
     key_file: str
@@ -189,6 +213,7 @@ class _File(_Strict, frozen=True, kw_only=True):
     limits: _Limits = _Limits()
     monitor: _Monitor = _Monitor()
     fleet: _Fleet = _Fleet()
+    landing: _Landing | None = None
     tls: _Tls | None = None
     plan: list[_PlanEntry] = []
 
@@ -235,6 +260,7 @@ def load(path: Path) -> Config:
         monitor=file.monitor.listen,
         traces=file.monitor.traces,
         tls=None if file.tls is None else _tls(file.tls, folder),
+        database=None if file.landing is None else _database(file.landing, folder),
     )
 
 
@@ -274,6 +300,32 @@ def _tls(table: _Tls, folder: Path) -> Tls:
         max_connection_age_s=_seconds("$.tls.max_connection_age", table.max_connection_age),
         max_connection_grace_s=_seconds("$.tls.max_connection_grace", table.max_connection_grace),
     )
+
+
+def _database(table: _Landing, folder: Path) -> Database:
+    scheme, _, rest = table.url.partition("://")
+    _require("$.landing.url", scheme in {"postgresql", "postgres"} and bool(rest), "must be postgresql://...")
+    user = rest.partition("/")[0].rpartition("@")[0]
+    hidden = ":" not in user and "password=" not in rest.partition("?")[2]
+    _require("$.landing.url", hidden, "holds a password: put it in a file, and name that as password_file")
+    mode = dict(parse_qsl(urlsplit(table.url).query)).get("sslmode")
+    near = all(host.startswith("/") or is_loopback(f"{host}:0") for host in _hosts(table.url) if host)
+    _require("$.landing.url", near or mode == "verify-full", "off loopback, needs ?sslmode=verify-full")
+    if table.password_file is None:
+        return Database(url=table.url)
+    _require("$.landing.password_file", (folder / table.password_file).is_file(), "no such file")
+    return Database(url=table.url, password_file=(folder / table.password_file).absolute())
+
+
+def _hosts(url: str) -> Iterator[str]:
+    """The machines that a URL names, `[v6]` in brackets; a folder is a socket of this one."""
+    parts = urlsplit(url)
+    for address in parts.netloc.rpartition("@")[2].split(","):
+        host, _, port = address.rpartition(":")
+        yield host if host and port.isdigit() else address
+    for name, value in parse_qsl(parts.query):
+        if name in {"host", "hostaddr"}:
+            yield from (f"[{one}]" if ":" in one else one for one in value.split(","))
 
 
 def _check_limits(limits: _Limits) -> None:

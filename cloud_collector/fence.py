@@ -14,23 +14,22 @@ from cloud_collector.landed import Action, Noted, Reason
 from edge_agg.contract.codec import from_us
 
 if TYPE_CHECKING:
-    import apsw
+    from cloud_collector.landing_store import Statements
 
 COLLECTOR = "collector"
 """Who acted, where no person did."""
 
 
-def number_of(db: apsw.Connection, tenant: str, agent: str) -> int:
+def number_of(db: Statements, tenant: str, agent: str) -> int:
     """The agent's number, given to it now if it has none."""
     found = db.execute("SELECT no FROM agents WHERE tenant = ? AND agent = ?", (tenant, agent)).get
     if found is None:
-        db.execute("INSERT INTO agents (tenant, agent) VALUES (?, ?)", (tenant, agent))
-        found = db.last_insert_rowid()
+        found = db.execute("INSERT INTO agents (tenant, agent) VALUES (?, ?) RETURNING no", (tenant, agent)).get
     return int(found)
 
 
 def note(
-    db: apsw.Connection, tenant: str, agent: str, action: Action, *, reason: str, who: str = COLLECTOR, text: str = ""
+    db: Statements, tenant: str, agent: str, action: Action, *, reason: str, who: str = COLLECTOR, text: str = ""
 ) -> None:
     """Write one line of the audit log."""
     row = (time.time_ns() // 1000, tenant, agent, action, reason, who, text)
@@ -38,7 +37,7 @@ def note(
 
 
 def raise_fence(
-    db: apsw.Connection,
+    db: Statements,
     tenant: str,
     agent: str,
     reason: Reason,
@@ -59,14 +58,14 @@ def raise_fence(
         text: what they said.
     """
     number = number_of(db, tenant, agent)
-    query = "INSERT OR IGNORE INTO fences VALUES (?, ?, ?) RETURNING 1"
+    query = "INSERT INTO fences VALUES (?, ?, ?) ON CONFLICT (agent) DO NOTHING RETURNING 1"
     raised = bool(db.execute(query, (number, reason, incarnation)).fetchall())
     if raised:
         note(db, tenant, agent, Action.FENCED, reason=reason, who=who, text=text)
     return raised
 
 
-def lift(db: apsw.Connection, tenant: str, agent: str, *, who: str, text: str) -> bool:
+def lift(db: Statements, tenant: str, agent: str, *, who: str, text: str) -> bool:
     """Let an agent in again, with the journal that it was shut out for, if it was for a new one; whether it was out."""
     number = number_of(db, tenant, agent)
     found: list[Any] = db.execute(
@@ -79,7 +78,7 @@ def lift(db: apsw.Connection, tenant: str, agent: str, *, who: str, text: str) -
     return bool(found)
 
 
-def add_journal(db: apsw.Connection, number: int, incarnation: bytes) -> int:
+def add_journal(db: Statements, number: int, incarnation: bytes) -> int:
     """Take up a journal of an agent's; its number among the agent's own."""
     query = "UPDATE agents SET journals = journals + 1 WHERE no = ? RETURNING journals - 1"
     journal = int(db.execute(query, (number,)).get)
@@ -88,11 +87,11 @@ def add_journal(db: apsw.Connection, number: int, incarnation: bytes) -> int:
     return journal
 
 
-def noted(db: apsw.Connection, tenant: str | None = None, agent: str | None = None) -> list[Noted]:
+def noted(db: Statements, tenant: str | None = None, agent: str | None = None) -> list[Noted]:
     """The audit log, oldest first."""
     query = (
         "SELECT at_us, tenant, agent, action, reason, who, note FROM audit "
-        "WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR agent = ?2) ORDER BY id"
+        "WHERE tenant = coalesce(?, tenant) AND agent = coalesce(?, agent) ORDER BY id"
     )
     return [
         Noted(at=from_us(at), tenant=of, agent=name, action=Action(action), reason=reason, who=who, note=text)

@@ -96,13 +96,9 @@ def history(agent: str | None, tenant: str | None, config: Path) -> None:
 @contextlib.contextmanager
 def _landing(config: Path) -> Iterator[Landing]:
     from cloud_collector import config as settings
-    from cloud_collector.errors import ConfigInvalid
     from cloud_collector.landing import Landing
 
-    path = settings.load(config).landing_path
-    if not path.exists():  # opening would make it
-        raise ConfigInvalid("$.collector.data: no collector has run here yet")
-    with contextlib.closing(Landing(path)) as landing:
+    with contextlib.closing(Landing(settings.load(config).landing, make=False)) as landing:
         yield landing
 
 

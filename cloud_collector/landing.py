@@ -1,12 +1,13 @@
 """The landing: where a release becomes durable, exactly once, before it is acked.
 
 Place: after admission and before the ack; the sealer then moves what lies here to the lake. `chain.py` decides what
-becomes of a release, `fence.py` shuts agents out, `landing_file.py` has the tables; here is the one writer.
+becomes of a release, `fence.py` shuts agents out, a store has the tables: `landing_file.py` those of one machine,
+`landing_server.py` those that collectors on several share. Here is the one writer of a process.
 Invariants:
 - A verdict is handed out only after the commit that holds its release has been fsynced (promise B1).
 - A release that its key or its chain forbids is not stored, and its agent is fenced in the same commit (B2, B6).
-- After an I/O error nothing more is taken: a failed fsync is never tried again, because the kernel may have dropped the
-  pages and the second try would lie.
+- After an I/O error of a file nothing more is taken: a failed fsync is never tried again, because the kernel may have
+  dropped the pages and the second try would lie. (A server sees to its own disk; it is asked again.)
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ import asyncio
 import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import apsw
-
-from cloud_collector import chain, fence, landing_file
+from cloud_collector import chain, fence, landing_rows
 from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.failpoint import failpoint
 from cloud_collector.handover import handed_over
 from cloud_collector.landed import Action, AgentSeen, LandedRelease, Reason, Verdict
+from cloud_collector.landing_file import LandingFile
+from cloud_collector.landing_store import Broken
 from cloud_collector.telemetry import Event, emit
-from cloud_collector.turns import turn
-from edge_agg.contract.codec import from_us
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
+    from cloud_collector.config import Database
     from cloud_collector.landed import Noted
+    from cloud_collector.landing_store import Store
     from edge_agg.contract.release import Release, Sealed
 
-__all__ = ["AgentSeen", "LandedRelease", "Landing", "Verdict"]
+__all__ = ["AgentSeen", "LandedRelease", "Landing", "Verdict", "store_of"]
 
 _T = TypeVar("_T")
 
@@ -54,31 +55,60 @@ class _Waiting:
         self.future: Future[list[Verdict]] = Future()
 
 
+def store_of(where: Path | Database, *, make: bool = True) -> Store:
+    """Open a landing's database: a file, or one on a server.
+
+    Args:
+        where: it is.
+        make: whether it is made, for its owner alone, when it is missing.
+
+    Raises:
+        ConfigInvalid: it is missing and should not be made, or lacks the library that it needs.
+        StoreFailed: it cannot be opened, or was written by another version of the collector.
+    """
+    if isinstance(where, Path):
+        return LandingFile(where, make=make)
+    from cloud_collector.landing_server import LandingServer  # noqa: PLC0415  # needs the extra `postgres`
+
+    return LandingServer(where, make=make)
+
+
 class Landing:
     """The store of landed releases: one connection, used by one writer thread.
 
     Args:
-        path: the file; it and its folder are made, for their owner alone, when they are missing.
+        where: the file or the server's database; made when it is missing.
         max_queued: releases that may wait for a commit.
         new_incarnation: what is done with an agent that comes with another journal than before.
 
+        make: whether it is made when it is missing.
+
     Raises:
-        StoreFailed: the file cannot be opened, or was written by a newer collector.
+        ConfigInvalid: as :func:`store_of`.
+        StoreFailed: as `store_of`.
     """
 
-    def __init__(self, path: Path, *, max_queued: int = 4096, new_incarnation: chain.NewIncarnation = "accept") -> None:
+    def __init__(
+        self,
+        where: Path | Database,
+        *,
+        max_queued: int = 4096,
+        new_incarnation: chain.NewIncarnation = "accept",
+        make: bool = True,
+    ) -> None:
         self._max_queued = max_queued
         self._lock = threading.Lock()
         self._waiting: list[_Waiting] = []
         self._queued = self._queued_bytes = 0
         self._closed = self._failed = False
         self._new_incarnation = new_incarnation
-        self._turn = path.with_name(path.name + ".turn")
-        self._db = landing_file.opened(path)
+        self._store = store_of(where, make=make)
+        self._db = self._store.db
         try:
-            found: Any = self._db.execute("SELECT id, restored_us FROM meta").fetchone()
-        except apsw.Error:
+            found: Any = self._store.run(lambda: self._db.execute("SELECT id, restored_us FROM meta").fetchone())
+        except Broken:
             raise StoreFailed("the landing cannot be opened: look at the disk and the file's owner") from None
+        self._settled = 0
         self._id, self._restored = str(found[0]), found[1] is not None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="landing")
 
@@ -106,9 +136,7 @@ class Landing:
 
     def unsealed(self, limit: int, *, after: int = 0) -> list[LandedRelease]:
         """The oldest releases that are not in the lake, of ids above `after`."""
-        query = "SELECT id, header, payload FROM waiting WHERE id > ? ORDER BY id LIMIT ?"
-        rows: list[Any] = self._call(lambda: self._db.execute(query, (after, limit)).fetchall())
-        return [LandedRelease(id=row[0], header=row[1], payload=row[2]) for row in rows]
+        return self._call(lambda: self._unsealed(limit, after))
 
     def newest(self) -> int:
         """The highest id of what is not in the lake; 0 if all is."""
@@ -130,32 +158,22 @@ class Landing:
         Args:
             digests: by id, what :func:`cloud_collector.lake.digest` says of the rows.
         """
-        rows = [(digest, landing_id) for landing_id, digest in digests.items()]
-
-        def work() -> None:
-            self._db.executemany("UPDATE releases SET digest = ? WHERE id = ?", rows)
-            self._db.executemany("DELETE FROM waiting WHERE id = ?", ((landing_id,) for landing_id in digests))
-
-        self._call(lambda: self._transact(work, "mark"))
+        self._call(lambda: self._transact(lambda: landing_rows.mark_sealed(self._db, digests), "mark"))
 
     def agents(self) -> list[AgentSeen]:
         """Every agent that a release was accepted from, or that is fenced, by tenant and name."""
-        return self._call(lambda: _seen(self._db))
+        return self._call(lambda: landing_rows.seen(self._db))
 
     def behind(self, plan_hash: bytes) -> dict[tuple[str, str], tuple[int, int]]:
         """After a restore: by tenant and agent, from when until when a release may have been acked and lost."""
-        query = (
-            "SELECT tenant, agents.agent, from_us, until_us FROM behind JOIN agents ON agents.no = behind.agent "
-            "JOIN plans ON plans.no = plan WHERE until_us > from_us AND hash = ?"
-        )
-        rows: list[Any] = self._call(lambda: self._db.execute(query, (bytes(plan_hash),)).fetchall())
-        return {(tenant, agent): (from_us, until_us) for tenant, agent, from_us, until_us in rows}
+        return self._call(lambda: landing_rows.behind(self._db, bytes(plan_hash)))
 
     def fence(self, tenant: str, agent: str, *, who: str, note: str) -> bool:
         """Refuse an agent's new releases from now on; whether it was not fenced already."""
         raised = self._call(
             lambda: self._transact(
-                lambda: fence.raise_fence(self._db, tenant, agent, Reason.PERSON, who=who, text=note)
+                lambda: fence.raise_fence(self._db, tenant, agent, Reason.PERSON, who=who, text=note),
+                agents=[(tenant, agent)],
             )
         )
         if raised:
@@ -164,7 +182,11 @@ class Landing:
 
     def unfence(self, tenant: str, agent: str, *, who: str, note: str) -> bool:
         """Take an agent's new releases again; whether it was fenced."""
-        lifted = self._call(lambda: self._transact(lambda: fence.lift(self._db, tenant, agent, who=who, text=note)))
+        lifted = self._call(
+            lambda: self._transact(
+                lambda: fence.lift(self._db, tenant, agent, who=who, text=note), agents=[(tenant, agent)]
+            )
+        )
         if lifted:
             emit(Event.AGENT_UNFENCED, tenant=tenant, agent=agent)
         return lifted
@@ -173,13 +195,21 @@ class Landing:
         """What was done about agents, by whom and why, oldest first."""
         return self._call(lambda: fence.noted(self._db, tenant, agent))
 
+    def bind(self, data: Path) -> None:
+        """Make sure that a data folder's lake is the one this landing is sealed into; see :meth:`Store.bind`."""
+        self._call(lambda: self._store.bind(data))
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Wait until no collector on another machine seals; see :meth:`Store.turn`."""
+        return self._store.turn()
+
     def close(self) -> None:
-        """Commit what waits, then close the file; doing it again changes nothing."""
+        """Commit what waits, then close the store; doing it again changes nothing."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._writer.submit(self._db.close)
+            self._writer.submit(self._store.close)
         self._writer.shutdown()
 
     def _enqueue(self, waiting: _Waiting) -> Future[list[Verdict]]:
@@ -201,7 +231,8 @@ class Landing:
         group = [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
         verdicts: list[list[chain.Judged]] | Exception
         try:
-            verdicts = self._guarded(lambda: self._transact(lambda: self._decide_group(group))) if group else []
+            senders = {(release.tenant, release.agent) for one in group for release, _ in one.releases}
+            verdicts = self._guarded(lambda: self._transact(lambda: self._decide_group(group), agents=senders))
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits; the writer must live on
             verdicts = error
         with self._lock:  # before anyone is answered: who comes back at once finds the room that it left
@@ -216,6 +247,8 @@ class Landing:
             _report(waiting, answer)
 
     def _decide_group(self, group: Sequence[_Waiting]) -> list[list[chain.Judged]]:
+        if self._store.waits:
+            return [self._decide_all(one) for one in group]
         return handed_over(group[0].loop, lambda: [self._decide_all(one) for one in group])
 
     def _decide_all(self, waiting: _Waiting) -> list[chain.Judged]:
@@ -236,31 +269,37 @@ class Landing:
             raise StoreFailed("the landing is closed, by a shutdown or an I/O error: look at the disk, start again")
 
     def _guarded(self, work: Callable[[], _T]) -> _T:
-        """Map what the disk raises; an error that leaves the file's state unknown ends this landing."""
+        """Map what the store raises; an error that leaves its state unknown ends this landing."""
+        if self._failed:
+            raise StoreFailed("the landing met an I/O error: look at the disk, start again")
         try:
-            if self._failed:
-                raise StoreFailed("the landing met an I/O error: look at the disk, start again")
-            return work()
-        except (apsw.Error, OSError) as error:
-            # What else SQLite may raise (a full disk, a lock) leaves nothing behind: it rolled back and can go on.
-            self._failed = isinstance(error, apsw.IOError | apsw.CorruptError | apsw.NotADBError | OSError)
-            emit(Event.LANDING_FAILED, cause=type(error).__name__, fatal=int(self._failed))
+            return self._store.run(work)
+        except Broken as error:
+            self._failed = error.fatal
+            emit(Event.LANDING_FAILED, cause=error.cause, fatal=int(error.fatal))
             raise StoreFailed("the landing could not commit") from None
 
-    def _transact(self, work: Callable[[], _T], point: str = "landing") -> _T:
+    def _transact(
+        self, work: Callable[[], _T], point: str = "landing", *, agents: Collection[tuple[str, str]] = ()
+    ) -> _T:
         """Run work in one transaction; what it returns is on the disk."""
-        with turn(self._turn):  # woken when it is free: SQLite would sleep and look again, for 100 ms at last
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                result = work()
-                failpoint(f"{point}_uncommitted")
-                self._db.execute("COMMIT")
-                failpoint(f"{point}_committed")
-            except BaseException:
-                with suppress(apsw.Error):  # SQLite may have rolled back by itself; the first error is the one to tell
-                    self._db.execute("ROLLBACK")
-                raise
+
+        def whole() -> _T:
+            result = work()
+            failpoint(f"{point}_uncommitted")
             return result
+
+        result = self._store.transact(whole, agents)
+        failpoint(f"{point}_committed")
+        return result
+
+    def _unsealed(self, limit: int, after: int) -> list[LandedRelease]:
+        """Read up to the last id that nothing can come before any more, which only moves where it must."""
+        found = landing_rows.unsealed(self._db, limit, after=after, until=self._settled)
+        if len(found) < limit:
+            self._settled = self._store.settled()
+            found = landing_rows.unsealed(self._db, limit, after=after, until=self._settled)
+        return found
 
 
 def _report(waiting: _Waiting, judged: list[chain.Judged]) -> None:
@@ -275,29 +314,3 @@ def _report(waiting: _Waiting, judged: list[chain.Judged]) -> None:
             emit(Event.AGENT_REINSTALLED, **about)
         elif one.alarm is Action.BEHIND:
             emit(Event.AGENT_BEHIND, **about)
-
-
-def _seen(db: apsw.Connection) -> list[AgentSeen]:
-    query = (
-        "SELECT tenant, agents.agent, coalesce(journals.incarnation, x''), coalesce(head_seq, 0), agents.releases, "
-        "coalesce(head_seq - journals.releases, 0), agents.journals, last_window_end_us, reason, "
-        "EXISTS (SELECT 1 FROM behind WHERE behind.agent = no AND until_us > from_us) "
-        "FROM agents LEFT JOIN journals ON journals.agent = no AND journals.journal = agents.journal "
-        "LEFT JOIN fences ON fences.agent = no "
-        "WHERE agents.releases > 0 OR reason NOT NULL ORDER BY tenant, agents.agent"
-    )
-    return [
-        AgentSeen(
-            tenant=tenant,
-            agent=agent,
-            incarnation=incarnation.hex(),
-            last_seq=seq,
-            releases=releases,
-            missing=missing,
-            journals=journals,
-            behind=bool(behind),
-            last_window_end=from_us(end_us),
-            fence=None if reason is None else Reason(reason),
-        )
-        for tenant, agent, incarnation, seq, releases, missing, journals, end_us, reason, behind in db.execute(query)
-    ]

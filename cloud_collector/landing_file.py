@@ -1,10 +1,10 @@
-"""The landing's file: its tables, how it is made, opened and brought up to date.
+"""The landing's file: a SQLite database on one machine, its tables, how it is made, opened and brought up to date.
 
-Place: below the landing. `releases` holds a row per key for ever, `waiting` its header and payload until the lake has
-them; what stays of 1,000 values is a digest. They are two tables so that the rows which stay lie close together.
-`agents`, `journals` and `accounts` hold the heads: who was seen, how far each chain is, how much each account was
-charged. `fences` says who is shut out, `audit` who decided so; `behind` holds, after a restore, the windows of which an
-acked release may be lost; `meta` is one row about the file.
+Place: below the landing, one of its stores. `releases` holds a row per key for ever, `waiting` its header and payload
+until the lake has them; what stays of 1,000 values is a digest. They are two tables so that the rows which
+stay lie close together. `agents`, `journals` and `accounts` hold the heads: who was seen, how far each chain is, how
+much each account was charged. `fences` says who is shut out, `audit` who decided so; `behind` holds, after a restore,
+the windows of which an acked release may be lost; `meta` is one row about the file.
 Names stand once and rows carry numbers, so that the keys of a million agents stay small.
 """
 
@@ -12,15 +12,27 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import TYPE_CHECKING
+from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
 import apsw
 
-from cloud_collector.errors import StoreFailed
+from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.landing_store import LAST_ID, Broken
+from cloud_collector.turns import turn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from cloud_collector.landing_store import Statements
+
+T = TypeVar("T")
+
+BOUND = "landing.id"
+"""In a data folder: the id of the landing on a server that is sealed into its lake."""
 SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE agents (
@@ -87,6 +99,90 @@ INSERT INTO fences SELECT no, 'conflict', NULL FROM agents JOIN fences_1 USING (
 DROP TABLE releases_1; DROP TABLE agents_1; DROP TABLE fences_1; DROP TABLE meta_1;
 """
 """Version 1 kept no chains: its releases stay without a place in one, and their agents' heads without charges."""
+
+
+class LandingFile:
+    """The store of a landing in a file; every process of the machine may have it open.
+
+    Args:
+        path: the file.
+        make: whether it is made when it is missing.
+
+    Raises:
+        ConfigInvalid: it is missing, and should not be made.
+        StoreFailed: it cannot be opened, or was written by a newer collector.
+    """
+
+    def __init__(self, path: Path, *, make: bool = True) -> None:
+        if not (make or path.exists()):
+            raise ConfigInvalid("$.collector.data: no collector has run here yet")
+        self._path, self._turn = path, path.with_name(path.name + ".turn")
+
+    @cached_property
+    def db(self) -> apsw.Connection:
+        """The connection that writes, opened when it is first asked for: whoever only reads changes nothing."""
+        return opened(self._path)
+
+    @property
+    def waits(self) -> bool:
+        """A statement costs microseconds."""
+        return False
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do work."""
+        try:
+            return work()
+        except (apsw.Error, OSError) as error:
+            # What else SQLite may raise (a full disk, a lock) leaves nothing behind: it rolled back and can go on.
+            fatal = isinstance(error, apsw.IOError | apsw.CorruptError | apsw.NotADBError | OSError)
+            raise Broken(type(error).__name__, fatal=fatal) from None
+
+    def transact(self, work: Callable[[], T], agents: Collection[tuple[str, str]]) -> T:
+        """Do work in one transaction; there is one writer at a time, so nothing changes under it."""
+        del agents
+        with turn(self._turn):  # woken when it is free: SQLite would sleep and look again, for 100 ms at last
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                result = work()
+                self.db.execute("COMMIT")
+            except BaseException:
+                with suppress(apsw.Error):  # SQLite may have rolled back by itself; the first error is the one to tell
+                    self.db.execute("ROLLBACK")
+                raise
+            return result
+
+    def settled(self) -> int:
+        """Every id: they are given out and committed by one writer at a time."""
+        return LAST_ID
+
+    @contextmanager
+    def reading(self) -> Iterator[Statements]:
+        """One state of the file, over a connection of its own."""
+        try:
+            with closing(apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+                db.set_busy_timeout(5_000)
+                db.execute("BEGIN")
+                yield db
+        except apsw.Error as error:
+            raise StoreFailed(f"the landing cannot be read ({type(error).__name__})") from None
+
+    def damages(self, db: Statements) -> Iterator[str]:
+        """What SQLite finds wrong with the file."""
+        yield from (f"landing.sqlite: {row[0]}" for row in db.execute("PRAGMA quick_check") if row[0] != "ok")
+
+    def bind(self, data: Path) -> None:
+        """Refuse a folder whose releases are known to a landing elsewhere: here each would be taken again."""
+        if (data / BOUND).exists():
+            raise ConfigInvalid("$.landing.url: missing, and this data folder belongs to a landing on a server")
+
+    def turn(self) -> AbstractContextManager[None]:
+        """No other machine has the file."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Close the file."""
+        if "db" in self.__dict__:
+            self.db.close()
 
 
 def opened(path: Path) -> apsw.Connection:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,7 @@ from cloud_collector.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from cloud_collector.sealer import Sealer
@@ -43,11 +44,15 @@ class Turns:
     Args:
         sealer: does the work.
         path: the file whose lock is the turn.
+        elsewhere: the turn among other machines, if there are any: taken second, so one of this machine waits there.
     """
 
-    def __init__(self, sealer: Sealer, path: Path) -> None:
+    def __init__(
+        self, sealer: Sealer, path: Path, elsewhere: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self._sealer = sealer
         self._path = path
+        self._elsewhere = elsewhere
         self._lock = threading.Lock()
         self._under_way: _Pass | None = None
         self._next: _Pass | None = None
@@ -70,7 +75,7 @@ class Turns:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep every sealer from moving anything meanwhile; for what takes milliseconds."""
-        with turn(self._path), self._sealer.paused():
+        with turn(self._path), self._elsewhere(), self._sealer.paused():
             yield
 
     def _join(self, upto: int) -> tuple[_Pass, bool]:
@@ -86,7 +91,7 @@ class Turns:
 
     def _run(self, one: _Pass) -> None:
         try:
-            with turn(self._path), metrics.timed_seal():
+            with turn(self._path), self._elsewhere(), metrics.timed_seal():
                 with self._lock:
                     self._under_way, self._next = one, None
                 one.moved.set_result(self._sealer.seal(one.upto))

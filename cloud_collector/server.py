@@ -176,7 +176,8 @@ class _Stores:
 
     landing: Landing
     lake: Lake
-    rollups: Rollups
+    rollups: Rollups | None
+    """None where collectors on several machines seal in turn: each machine's would lack what others sealed."""
     turns: Turns
 
     def upkeep(self, registry: PlanRegistry, retention: Mapping[str, timedelta]) -> Upkeep:
@@ -192,11 +193,17 @@ class _Stores:
 
 @contextlib.contextmanager
 def _stores(config: Config, registry: PlanRegistry) -> Iterator[_Stores]:
-    opened = Landing(config.landing_path, max_queued=config.max_queued_releases, new_incarnation=config.new_incarnation)
-    with contextlib.closing(opened) as landing, contextlib.closing(Rollups(config.rollups_path)) as rollups:
+    opened = Landing(config.landing, max_queued=config.max_queued_releases, new_incarnation=config.new_incarnation)
+    with contextlib.ExitStack() as stack:
+        landing = stack.enter_context(contextlib.closing(opened))
+        landing.bind(config.data)
+        rollups = None
+        if config.database is None:
+            rollups = stack.enter_context(contextlib.closing(Rollups(config.rollups_path)))
         lake = Lake(config.lake_path)
         sealer = Sealer(landing, lake, plan_of(registry), rollups)
-        yield _Stores(landing=landing, lake=lake, rollups=rollups, turns=Turns(sealer, config.turns_path))
+        turns = Turns(sealer, config.turns_path, landing.turn)
+        yield _Stores(landing=landing, lake=lake, rollups=rollups, turns=turns)
 
 
 def registry_of(config: Config) -> tuple[PlanRegistry, dict[str, timedelta]]:

@@ -1,16 +1,21 @@
-"""The commands about what is kept: `verify`, `backup`, `restore`.
+"""The commands about what is kept: `verify`, `backup`, `restore`, `mark-restored`.
 
-Place: part of the command line; all three are safe while the collector runs, but for a restore, which needs its folder.
+Place: part of the command line; `verify` and `backup` are safe while the collector runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cloud_collector.commands import CODES, coded
+
+if TYPE_CHECKING:
+    from cloud_collector.config import Config
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -25,20 +30,20 @@ def verify(context: click.Context, config: Path) -> None:
     found = 0
     with coded():
         from cloud_collector import config as settings
-        from cloud_collector.errors import ConfigInvalid
         from cloud_collector.lake import Lake
+        from cloud_collector.landing import store_of
         from cloud_collector.plans import PlanRegistry
         from cloud_collector.verify import Stores, differences
 
         told = settings.load(config)
-        if not told.landing_path.exists():
-            raise ConfigInvalid("$.collector.data: no collector has run here yet")
+        landing = store_of(told.landing, make=False)
         plans = [(one.plan, one.hash) for one in PlanRegistry(told.plans_path).list()]
         lake = Lake(told.lake_path)
-        stores = Stores(landing=told.landing_path, lake=lake, rollups=told.rollups_path, plans=plans)
-        for difference in differences(stores):
-            click.echo(difference)
-            found += 1
+        rollups = told.rollups_path if told.database is None else None
+        with contextlib.closing(landing):
+            for difference in differences(Stores(landing=landing, lake=lake, rollups=rollups, plans=plans)):
+                click.echo(difference)
+                found += 1
         click.echo(f"{found} differences" if found else "all fits")
     context.exit(1 if found else 0)
 
@@ -52,7 +57,9 @@ def backup(folder: Path, config: Path) -> None:
         from cloud_collector import backup as room
         from cloud_collector import config as settings
 
-        size = room.backup(settings.load(config).data, folder.absolute())
+        told = settings.load(config)
+        _check_file(told, "pg_dump copies it. Dump it first, then copy the data folder")
+        size = room.backup(told.data, folder.absolute())
         click.echo(f"backed up {size} bytes")
 
 
@@ -65,5 +72,37 @@ def restore(folder: Path, config: Path) -> None:
         from cloud_collector import backup as room
         from cloud_collector import config as settings
 
-        made = room.restore(folder.absolute(), settings.load(config).data, who=getpass.getuser())
+        told = settings.load(config)
+        _check_file(told, "pg_restore brings it back. Then run `cloud-collector mark-restored`")
+        made = room.restore(folder.absolute(), told.data, who=getpass.getuser())
         click.echo(f"restored the backup of {made:%Y-%m-%d %H:%M}Z; start the collector, then look at `fleet`")
+
+
+@click.command("mark-restored", epilog=CODES)
+@_CONFIG
+def mark_restored(config: Path) -> None:
+    """Note that a landing on a server came out of a dump, before collectors start: what may be lost is then said."""
+    with coded():
+        from cloud_collector import backup as room
+        from cloud_collector import config as settings
+        from cloud_collector.errors import ConfigInvalid, StoreFailed
+        from cloud_collector.landing import store_of
+        from cloud_collector.landing_store import Broken
+        from cloud_collector.plans import PlanRegistry
+
+        told = settings.load(config)
+        if told.database is None:
+            raise ConfigInvalid("$.landing.url: missing: `restore` marks what it brings back by itself")
+        with contextlib.closing(store_of(told.landing, make=False)) as landing:
+            try:
+                room.mark_restored(landing, PlanRegistry(told.plans_path).list(), who=getpass.getuser())
+            except Broken as error:
+                raise StoreFailed(f"nothing was noted ({error.cause}): look at the landing's server") from None
+        click.echo("noted; start the collectors, then look at `fleet`")
+
+
+def _check_file(told: Config, instead: str) -> None:
+    from cloud_collector.errors import ConfigInvalid
+
+    if told.database is not None:
+        raise ConfigInvalid(f"$.landing.url: the landing is on a server: {instead} (docs/operate.md)")

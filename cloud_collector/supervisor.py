@@ -64,7 +64,7 @@ async def serve(
     ending = stop if stop is not None else server.on_signals()
     metrics.start()
     server.registry_of(config)
-    Landing(config.landing_path).close()  # makes the file, once
+    Landing(config.landing).close()  # makes it, once
     with contextlib.ExitStack() as reserved:
         config = _reserved(config, reserved)
         house = _House(config, ending)

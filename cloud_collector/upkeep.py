@@ -49,7 +49,7 @@ class Upkeep:
     """What is done to all tables, now and then, while others seal and ask."""
 
     lake: Lake
-    rollups: Rollups
+    rollups: Rollups | None
     alone: Callable[[], AbstractContextManager[None]]
     """Keeps every sealer waiting while the body runs."""
     plans: Callable[[], Sequence[tuple[Plan, PlanHash]]]
@@ -86,7 +86,8 @@ class Upkeep:
         made = prepare_retirement(self.lake, plan, plan_hash, cutoff)
         with self.alone():  # lake and roll-ups together: nothing is sealed in between
             before_us = retire(self.lake, plan, plan_hash, cutoff, made)
-            self.rollups.retire(plan, plan_hash, before_us=before_us)
+            if self.rollups is not None:
+                self.rollups.retire(plan, plan_hash, before_us=before_us)
 
 
 def prepare_retirement(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int) -> Rewrite:

@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import apsw
-
-from cloud_collector.errors import StoreFailed
 from cloud_collector.lake import RETIRED
 from cloud_collector.rollup import Rollups
 from edge_agg.contract import codec
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
 
     from cloud_collector.deltalog import Snapshot
     from cloud_collector.lake import Lake
+    from cloud_collector.landing_store import Statements, Store
     from edge_agg.contract.plan import Plan, PlanHash
 
 _TRIES = 3
@@ -40,9 +38,10 @@ _TRIES = 3
 class Stores:
     """What is compared."""
 
-    landing: Path
+    landing: Store
     lake: Lake
-    rollups: Path
+    rollups: Path | None
+    """None where there are none."""
     plans: Sequence[tuple[Plan, PlanHash]]
 
 
@@ -54,23 +53,18 @@ def differences(stores: Stores) -> Iterator[str]:
     """
     plans = {plan_hash: plan for plan, plan_hash in stores.plans}
     snapshots = {plan_hash: stores.lake.snapshot(plan, plan_hash) for plan_hash, plan in plans.items()}
-    try:
-        db = apsw.Connection(str(stores.landing), flags=apsw.SQLITE_OPEN_READONLY)
-        with contextlib.closing(db):
-            db.set_busy_timeout(5_000)
-            db.execute("BEGIN")
-            yield from (f"landing.sqlite: {row[0]}" for row in db.execute("PRAGMA quick_check") if row[0] != "ok")
-            yield from _chains(db)
-            yield from _waiting(db)
-            for plan_hash, plan in plans.items():
-                yield from _sealed(db, stores.lake, plan, plan_hash, snapshots[plan_hash])
-    except apsw.Error as error:
-        raise StoreFailed(f"the landing cannot be read ({type(error).__name__})") from None
-    for plan_hash, plan in plans.items() if stores.rollups.exists() else ():
-        yield from _rolled(stores, plan, plan_hash)
+    with stores.landing.reading() as db:
+        yield from stores.landing.damages(db)
+        yield from _chains(db)
+        yield from _waiting(db)
+        for plan_hash, plan in plans.items():
+            yield from _sealed(db, stores.lake, plan, plan_hash, snapshots[plan_hash])
+    if stores.rollups is not None and stores.rollups.exists():
+        for plan_hash, plan in plans.items():
+            yield from _rolled(stores.lake, stores.rollups, plan, plan_hash)
 
 
-def _chains(db: apsw.Connection) -> Iterator[str]:
+def _chains(db: Statements) -> Iterator[str]:
     """Links, heads, counts."""
     query = (
         "SELECT tenant, agents.agent, journals.journal, seq, hash, prev FROM releases "
@@ -86,7 +80,7 @@ def _chains(db: apsw.Connection) -> Iterator[str]:
     query = (
         "SELECT tenant, agents.agent, head_seq, journals.releases, max(seq), count(seq) FROM journals "
         "JOIN agents ON agents.no = journals.agent LEFT JOIN releases ON releases.agent = journals.agent "
-        "AND releases.journal = journals.journal GROUP BY journals.agent, journals.journal "
+        "AND releases.journal = journals.journal GROUP BY agents.no, journals.agent, journals.journal "
         "HAVING (head_seq, journals.releases) <> (coalesce(max(seq), 0), count(seq)) "
         "AND (SELECT count(*) FROM releases AS old WHERE old.agent = journals.agent AND old.seq IS NULL) = 0"
     )
@@ -101,7 +95,7 @@ def _chains(db: apsw.Connection) -> Iterator[str]:
         yield f"{tenant}/{agent}: the charges of an account were told by a release that is not there"
 
 
-def _waiting(db: apsw.Connection) -> Iterator[str]:
+def _waiting(db: Statements) -> Iterator[str]:
     """What has not reached the lake: its bytes are here, and their hashes are in them."""
     for landing_id, digest, header, payload in db.execute(
         "SELECT id, hash, header, payload FROM waiting JOIN releases USING (id) ORDER BY id"
@@ -115,7 +109,7 @@ def _waiting(db: apsw.Connection) -> Iterator[str]:
             yield f"landing: release {landing_id} has another hash than it had"
 
 
-def _sealed(db: apsw.Connection, lake: Lake, plan: Plan, plan_hash: PlanHash, at: Snapshot) -> Iterator[str]:
+def _sealed(db: Statements, lake: Lake, plan: Plan, plan_hash: PlanHash, at: Snapshot) -> Iterator[str]:
     """What has reached the lake."""
     landing_id = str(db.execute("SELECT id FROM meta").get)
     mark, retired = at.transactions.get(landing_id, 0), at.transactions.get(RETIRED)
@@ -145,18 +139,18 @@ def _sealed(db: apsw.Connection, lake: Lake, plan: Plan, plan_hash: PlanHash, at
             yield f"{plan.name}: {key[0]}/{key[1]} at {moment} was sealed, and is not in the lake"
 
 
-def _rolled(stores: Stores, plan: Plan, plan_hash: PlanHash) -> Iterator[str]:
+def _rolled(lake: Lake, rollups: Path, plan: Plan, plan_hash: PlanHash) -> Iterator[str]:
     """The roll-ups, against ones made anew; looked at again, because the sealer may be at work."""
     for turn in range(_TRIES):
         if turn:
             time.sleep(1)
-        with contextlib.closing(Rollups(stores.rollups)) as kept:
+        with contextlib.closing(Rollups(rollups)) as kept:
             if not kept.covers(plan_hash):
                 return
             before = kept.rows(plan_hash)
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(Rollups(Path(folder) / "anew.sqlite")) as anew:
             with contextlib.suppress(ValueError):  # of a release with other cells than the plan's
-                anew.begin(plan, plan_hash, stores.lake.stored(plan, plan_hash))
+                anew.begin(plan, plan_hash, lake.stored(plan, plan_hash))
             if anew.rows(plan_hash) == before:
                 return
     yield f"{plan.name}: the roll-ups are not the sums of the lake; stop the collector, remove rollups.sqlite"

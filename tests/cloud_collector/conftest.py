@@ -17,11 +17,15 @@ from edge_agg.contract.cells import n_cells
 from edge_agg.contract.plan import Plan, PlanHash, parse_plan, plan_hash
 from edge_agg.contract.release import Charge, KeySpec, Link, Mechanism, Release, Sealed, Status, VectorSpec
 from edge_agg.contract.vectors import payload_columns, plan_vectors
+from tests.cloud_collector.postgres import Postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from cloud_collector.config import Database
 
 MONDAY = datetime(2013, 1, 7, tzinfo=UTC)
 PLAN = """
@@ -193,3 +197,23 @@ def other_maker() -> Maker:
     text = PLAN.replace("flight_delays", "all_flights").replace('"gaussian"', '"laplace"').replace("delta = 1e-6", "")
     partition = text[text.index("[[partition]]") : text.index("[[metric]]")]
     return Maker(text.replace(partition, ""))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL, for all tests of this process."""
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["file", "server"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Database:
+    """Where a new landing is: each of the databases that there are in turn."""
+    if request.param == "file":
+        return tmp_path / "data" / "landing.sqlite"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.database()

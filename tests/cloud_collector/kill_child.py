@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import apsw
+
 from cloud_collector import chain, compaction, deltalog, failpoint, upkeep
 from cloud_collector.landing import Landing
 from cloud_collector.rollup import _RECORD
@@ -49,7 +51,8 @@ def note(path: Path, line: str) -> None:
 def ack_before_commit() -> None:
     """Mutant: the verdict is handed out before the commit."""
 
-    def never_commits(self: Landing, work: Any, point: str = "landing") -> Any:
+    def never_commits(self: Landing, work: Any, point: str = "landing", **more: Any) -> Any:
+        assert isinstance(self._db, apsw.Connection)
         if not self._db.in_transaction:
             self._db.execute("BEGIN IMMEDIATE")
         result = work()

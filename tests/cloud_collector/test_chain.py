@@ -16,17 +16,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloud_collector import chain, landing_file
+from cloud_collector import chain
 from cloud_collector.errors import StoreFailed
 from cloud_collector.landed import Action, Reason, Verdict
 from cloud_collector.landing import Landing
 from edge_agg.contract.release import Charge, Link
 from tests.cloud_collector.conftest import Maker
+from tests.cloud_collector.test_landing import without_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from cloud_collector.config import Database
     from tests.cloud_collector.conftest import Made
 
 A, D, C, F = Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.FENCED
@@ -34,8 +36,8 @@ RHO = Fraction(1, 8)
 
 
 @pytest.fixture
-def landing(tmp_path: Path) -> Iterator[Landing]:
-    with contextlib.closing(Landing(tmp_path / "landing.sqlite")) as one:
+def landing(where: Path | Database) -> Iterator[Landing]:
+    with contextlib.closing(Landing(where)) as one:
         yield one
 
 
@@ -158,27 +160,27 @@ def test_a_conflict_is_fenced_before_its_place_is_looked_at(landing: Landing) ->
     assert found(landing) is Reason.CONFLICT
 
 
-def test_mutant_a_fork_that_is_accepted_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("check", [a_fork_is_fenced, a_rollback_is_fenced])
+def test_mutant_a_fork_that_is_accepted_is_caught(
+    where: Path | Database, monkeypatch: pytest.MonkeyPatch, check: Callable[[Landing], bool]
+) -> None:
     """The chain is not looked at, and a place may be taken twice."""
-    without = landing_file.SCHEMA.replace("UNIQUE (agent, journal, seq)", "UNIQUE (id)")
-    monkeypatch.setattr(landing_file, "SCHEMA", without)
+    without_keys(monkeypatch, "UNIQUE (agent, journal, seq)")
     monkeypatch.setattr(chain, "_fault", lambda *_: None)
-    for check in (a_fork_is_fenced, a_rollback_is_fenced):
-        with contextlib.closing(Landing(tmp_path / check.__name__ / "landing.sqlite")) as landing:
-            assert not check(landing)
+    with contextlib.closing(Landing(where)) as landing:
+        assert not check(landing)
 
 
-def test_a_fence_holds_what_is_new_and_knows_what_is_old(tmp_path: Path) -> None:
+def test_a_fence_holds_what_is_new_and_knows_what_is_old(where: Path | Database) -> None:
     """Also after a restart; after it was lifted honest releases go on, in the order in which they were held."""
-    path = tmp_path / "landing.sqlite"
     journal = Journal(MAKER)
     before, after = journal.releases([0, 1]), journal.releases([2, 3])
-    with contextlib.closing(Landing(path)) as landing:
+    with contextlib.closing(Landing(where)) as landing:
         land(landing, *before)
         assert landing.fence("acme", "jfk", who="ada", note="stolen?")
         assert not landing.fence("acme", "jfk", who="bob", note="late")
         assert land(landing, *before, *after) == [D, D, F, F]
-    with contextlib.closing(Landing(path)) as landing:
+    with contextlib.closing(Landing(where)) as landing:
         assert land(landing, *after) == [F, F]
         assert landing.unfence("acme", "jfk", who="bob", note="found again")
         assert land(landing, *after) == [A, A]
@@ -193,10 +195,10 @@ def test_an_agent_nobody_has_seen_can_be_fenced(landing: Landing) -> None:
     assert [(one.agent, one.fence, one.releases) for one in landing.agents()] == [("jfk", Reason.PERSON, 0)]
 
 
-def test_a_new_journal_waits_for_a_person_where_the_config_says_so(tmp_path: Path) -> None:
+def test_a_new_journal_waits_for_a_person_where_the_config_says_so(where: Path | Database) -> None:
     """The first journal of an agent is let in; another one after its fence was lifted, and no third."""
     old, new, third = (Journal(MAKER, letter * 32, seed=i) for i, letter in enumerate("abc"))
-    with contextlib.closing(Landing(tmp_path / "landing.sqlite", new_incarnation="fence")) as landing:
+    with contextlib.closing(Landing(where, new_incarnation="fence")) as landing:
         held = new.release(1)
         assert land(landing, old.release(0), held) == [A, F]
         assert found(landing) is Reason.INCARNATION

@@ -26,7 +26,7 @@ from cloud_collector.caller import LOCAL
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.lake import Lake
 from cloud_collector.landed import Action, Verdict
-from cloud_collector.landing import Landing
+from cloud_collector.landing import Landing, store_of
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.query import Query
 from cloud_collector.question import Question
@@ -94,8 +94,9 @@ class Collector:
 
     def differences(self) -> list[str]:
         """What does not fit."""
-        paths = {"landing": self.data / "landing.sqlite", "rollups": self.data / "rollups.sqlite"}
-        return list(differences(Stores(lake=Lake(self.data / "lake"), plans=self.plans, **paths)))
+        landing, lake = store_of(self.data / "landing.sqlite", make=False), Lake(self.data / "lake")
+        rollups = self.data / "rollups.sqlite"
+        return list(differences(Stores(landing=landing, lake=lake, rollups=rollups, plans=self.plans)))
 
     def close(self) -> None:
         """Close all files."""

@@ -1,0 +1,201 @@
+"""The landing's database on a PostgreSQL server, which collectors on several machines share.
+
+Place: below the landing, one of its stores; needs the extra `postgres`. `landing_tables.py` has the tables.
+Invariants:
+- A commit is on the server's disk before it returns: `synchronous_commit` is on in every session, and a server that
+  runs without fsync is refused.
+- Whoever decides about an agent holds its row until the commit, so two collectors judge its releases one after the
+  other. What slips through (nothing should) meets a UNIQUE and is judged again.
+- Ids are given out before they are committed. Every writer holds the gate shared until its commit, and `settled` closes
+  it for a moment: what was given out before is then committed or gone. So the sealer reads in the order of ids and
+  leaves nothing behind.
+- Who seals holds a lock of a session of its own, which ends with the process, or when the server no longer hears of its
+  machine (half a minute).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cloud_collector import landing_tables
+from cloud_collector.deltalog import sync
+from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.landing_file import BOUND
+from cloud_collector.landing_session import Session, connected, psycopg
+from cloud_collector.landing_store import Broken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from pathlib import Path
+
+    from cloud_collector.config import Database
+    from cloud_collector.landing_store import Statements
+
+T = TypeVar("T")
+
+_TRIES = 5
+_MAKE, _GATE, _SEAL = "make", "gate", "seal"
+_KEY = "hashtextextended(current_schema() || '/edge-aggregator/' || %s, 0)"
+"""Locks are a server's numbers; ours stand apart by the schema and by what they are for."""
+_OTHER_FOLDER = "$.collector.data: this landing is sealed into another folder's lake: share that folder"
+
+
+class LandingServer:
+    """The store of a landing on a server.
+
+    Args:
+        database: where.
+        make: whether its tables are made when they are missing.
+
+    Raises:
+        ConfigInvalid: they are missing, and should not be made; or the library is.
+        StoreFailed: the server does not answer, runs without fsync, or has tables of another version.
+    """
+
+    def __init__(self, database: Database, *, make: bool = True) -> None:
+        self._database = database
+        self.db = Session()
+        try:
+            self.run(lambda: self._prepare(make=make))
+        except Broken as error:
+            self.db.drop()
+            raise StoreFailed(f"the landing's server cannot be used ({error.cause}): look at it") from None
+        except BaseException:
+            self.db.drop()
+            raise
+
+    @property
+    def waits(self) -> bool:
+        """Each statement is a round trip."""
+        return True
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do work, again after another writer was first, or once more over a new connection."""
+        tries, lost = 0, False
+        while True:
+            try:
+                if self.db.lost:
+                    self.db.use(connected(self._database))
+                return work()
+            except (
+                psycopg.errors.SerializationFailure,
+                psycopg.errors.DeadlockDetected,
+                psycopg.errors.UniqueViolation,
+            ) as error:
+                tries += 1
+                if tries == _TRIES:
+                    raise Broken(type(error).__name__, fatal=False) from None
+            except psycopg.Error as error:
+                if lost or not self.db.lost:
+                    raise Broken(type(error).__name__, fatal=False) from None
+                lost = True
+
+    def transact(self, work: Callable[[], T], agents: Collection[tuple[str, str]]) -> T:
+        """Do work in one transaction, as the only one that decides about these agents."""
+        with self.db.transaction():
+            self.db.native(f"SELECT pg_advisory_xact_lock_shared({_KEY})", (_GATE,))
+            if agents:
+                self._hold(sorted(agents))
+            return work()
+
+    def settled(self) -> int:
+        """The highest id that was given out, once its writer and all before it are done."""
+        with self.db.transaction():
+            self.db.native(f"SELECT pg_advisory_xact_lock({_KEY})", (_GATE,))
+            return int(self.db.execute("SELECT coalesce(max(id), 0) FROM releases").get)
+
+    @contextmanager
+    def reading(self) -> Iterator[Statements]:
+        """One snapshot, over a connection of its own, row by row."""
+        try:
+            session = Session(rowwise=True)
+            session.use(connected(self._database))
+            with session.closing():
+                session.native("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                yield session
+        except psycopg.Error as error:
+            raise StoreFailed(f"the landing cannot be read ({type(error).__name__})") from None
+
+    def damages(self, db: Statements) -> Iterator[str]:
+        """Nothing: the server's own tools (`pg_amcheck`, `pg_checksums`) look at its files."""
+        del db
+        yield from ()
+
+    def bind(self, data: Path) -> None:
+        """Note in the folder and in the tables that they belong together, if neither belongs to another."""
+        if (data / "landing.sqlite").exists():
+            raise ConfigInvalid(
+                "$.landing.url: this data folder has a landing of its own, whose keys would be forgotten"
+            )
+        self.transact(lambda: self._bind(data), ())
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the sealer's lock, in a session that is made for it and ends with it."""
+        session = Session()
+        try:
+            session.use(connected(self._database))
+            session.native("SET lock_timeout = 0")
+            session.native(f"SELECT pg_advisory_lock({_KEY})", (_SEAL,))
+        except psycopg.Error as error:
+            session.drop()
+            raise StoreFailed(f"the landing's server does not answer ({type(error).__name__})") from None
+        with session.closing():
+            yield
+
+    def close(self) -> None:
+        """End the session."""
+        self.db.drop()
+
+    def _prepare(self, *, make: bool) -> None:
+        if self.db.execute("SHOW fsync").get != "on":
+            raise StoreFailed("the landing's server runs with fsync = off: an ack would promise nothing")
+        with self.db.transaction():
+            self.db.native(f"SELECT pg_advisory_xact_lock({_KEY})", (_MAKE,))
+            if self.db.execute("SELECT to_regclass('meta') IS NULL").get:
+                if not make:
+                    raise ConfigInvalid("$.landing.url: no collector has run there yet")
+                for one in landing_tables.TABLES:
+                    self.db.native(one)
+                self.db.execute(
+                    "INSERT INTO meta (id, version) VALUES (?, ?)", (secrets.token_hex(16), landing_tables.VERSION)
+                )
+            elif self.db.execute("SELECT version FROM meta").get != landing_tables.VERSION:
+                raise StoreFailed("the landing was written by another version of the collector: run that version")
+
+    def _hold(self, agents: list[tuple[str, str]]) -> None:
+        """Hold the agents' rows, those that are new made now; in one order, so that two seldom wait for each other."""
+        names: Any = ([tenant for tenant, _ in agents], [agent for _, agent in agents])
+        held = (
+            "SELECT tenant, agent FROM agents WHERE (tenant, agent) IN (SELECT * FROM unnest(%s::text[], %s::text[])) "
+            "ORDER BY tenant, agent FOR UPDATE"
+        )
+        if len(self.db.native(held, names).fetchall()) == len(agents):
+            return
+        made = (
+            "INSERT INTO agents (tenant, agent) SELECT * FROM unnest(%s::text[], %s::text[]) AS one (tenant, agent) "
+            "WHERE NOT EXISTS (SELECT 1 FROM agents AS old WHERE old.tenant = one.tenant AND old.agent = one.agent) "
+            "ON CONFLICT (tenant, agent) DO NOTHING"
+        )
+        self.db.native(made, names)
+        self.db.native(held, names).fetchall()
+
+    def _bind(self, data: Path) -> None:
+        landing_id, bound = self.db.native("SELECT id, bound FROM meta FOR UPDATE").fetchone() or ("", False)
+        file = data / BOUND
+        if file.exists():
+            if file.read_text().strip() != landing_id:
+                raise ConfigInvalid("$.landing.url: this data folder belongs to another landing")
+        elif bound:
+            raise ConfigInvalid(_OTHER_FOLDER)
+        else:
+            data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w") as sink:
+                sink.write(f"{landing_id}\n")
+            sync(file)
+            sync(data)
+        self.db.execute("UPDATE meta SET bound = ?", (True,))

@@ -23,6 +23,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, Schema
@@ -33,8 +34,6 @@ from edge_agg.contract.codec import from_us, to_us
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    import pyarrow as pa
 
 CHECKPOINT_EVERY = 100
 """Entries between two checkpoints."""
@@ -119,7 +118,7 @@ class DeltaLog:
         name = f"part-{uuid.uuid4()}.parquet"
         path = self._folder / name
         with path.open("xb") as sink:
-            pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS)
+            pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS, store_schema=False)
             sink.flush()
             failpoint("file_written")
             _fsync(sink.fileno())
@@ -127,7 +126,7 @@ class DeltaLog:
         failpoint("file_synced")
         starts = table.column("window_start").combine_chunks().cast("int64").to_numpy()
         first, last = int(starts.min()) // 1000 * 1000, -(-int(starts.max()) // 1000) * 1000
-        size, tenants = path.stat().st_size, pc.min_max(table.column("tenant")).as_py()
+        size, tenants = path.stat().st_size, pc.min_max(table.column("tenant").unique().cast(pa.string())).as_py()
         return DataFile(
             name=name,
             size=size,

@@ -52,46 +52,67 @@ def table_schema(plan: Plan) -> pa.Schema:
 
 
 def table_of(plan: Plan, releases: Sequence[Row]) -> pa.Table:
-    """The rows of releases, in their order."""
-    schema = table_schema(plan)
-    columns = list(zip(*keys(plan), strict=True))
+    """The rows of releases, in their order; texts that repeat are dictionaries, which Parquet writes as they are."""
+    lengths = [max(1, release.rows) for _, release, _ in releases]
+    at = np.repeat(np.arange(len(releases), dtype=np.int32), lengths)
+    columns = _who_and_when(releases, at) | _public(plan, releases) | _found(plan, releases)
+    for name in payload_columns(plan):
+        parts = [values.columns[name] if release.rows else None for _, release, values in releases]
+        columns[name] = pa.concat_arrays(
+            [pa.nulls(1, pa.int64()) if part is None else pa.array(part) for part in parts]
+        )
+    for vector in plan_vectors(plan):
+        scales = [{spec.name: spec.scale for spec in release.vectors}.get(vector.name) for _, release, _ in releases]
+        columns[f"{vector.name}__scale"] = pa.array(scales, pa.float64()).take(pa.array(at))
+    names = table_schema(plan).names
+    return pa.Table.from_arrays([columns[name] for name in names], names=names)
+
+
+def _who_and_when(releases: Sequence[Row], at: NDArray[np.int32]) -> dict[str, pa.Array]:
+    """What all rows of a release share."""
+    headers = [release for _, release, _ in releases]
     texts = {
-        partition.label: pa.array(column, pa.string()) for partition, column in zip(plan.public, columns, strict=False)
+        "tenant": [header.tenant for header in headers],
+        "node": [header.agent for header in headers],
+        "status": [header.status.value for header in headers],
     }
-    return pa.concat_tables([_rows(plan, schema, texts, row) for row in releases])
-
-
-def _rows(plan: Plan, schema: pa.Schema, texts: Mapping[str, pa.Array], row: Row) -> pa.Table:
-    landing_id, release, values = row
-    valued = release.rows > 0
-    same: dict[str, object] = {
-        "tenant": release.tenant,
-        "node": release.agent,
-        "window_start": release.window_start,
-        "window_end": release.window_end,
-        "status": release.status.value,
-        "landing_id": landing_id,
-        **{f"{spec.name}__scale": spec.scale for spec in release.vectors},
+    moments = {
+        "window_start": pa.array([header.window_start for header in headers], MOMENT),
+        "window_end": pa.array([header.window_end for header in headers], MOMENT),
+        "landing_id": pa.array([landing_id for landing_id, _, _ in releases], pa.int64()),
     }
-    varying = _key_columns(plan, texts, values.keys) if valued else {}
-    varying |= {name: pa.array(column) for name, column in values.columns.items()} if valued else {}
-    columns = [
-        varying[field.name]
-        if field.name in varying
-        else pa.repeat(pa.scalar(same.get(field.name), field.type), max(1, release.rows))
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    rows = pa.array(at)
+    columns = {name: values.take(rows) for name, values in moments.items()}
+    return columns | {name: _picked(pa.array(values, pa.string()), at) for name, values in texts.items()}
 
 
-def _key_columns(plan: Plan, texts: Mapping[str, pa.Array], found: Sequence[str] | None) -> dict[str, pa.Array]:
-    """The keys of each row: the public cells, over again for every discovered key."""
-    if plan.discovered is None or found is None:
-        return dict(texts)
-    cells = n_cells(plan)
-    columns = {name: pa.concat_arrays([column] * len(found)) for name, column in texts.items()}
-    each = pa.array([text for text in found for _ in range(cells)], pa.string())
-    return {**columns, plan.discovered.label: each}
+def _public(plan: Plan, releases: Sequence[Row]) -> dict[str, pa.Array]:
+    """The public keys of each row: the plan's cells, over again for every discovered key; none without values."""
+    size = n_cells(plan)
+    cells, none = np.arange(size, dtype=np.int32), np.array([-1], np.int32)
+    at = np.concatenate([np.tile(cells, release.rows // size) if release.rows else none for _, release, _ in releases])
+    columns = zip(*keys(plan), strict=True)
+    return {
+        partition.label: _picked(pa.array(column, pa.string()), at)
+        for partition, column in zip(plan.public, columns, strict=False)
+    }
+
+
+def _found(plan: Plan, releases: Sequence[Row]) -> dict[str, pa.Array]:
+    """The discovered key of each row, where there are any."""
+    if plan.discovered is None:
+        return {}
+    size, texts = n_cells(plan), list[str | None]()
+    for _, release, values in releases:
+        texts += [text for text in values.keys or () for _ in range(size)] if release.rows else [None]
+    return {plan.discovered.label: pa.array(texts, pa.string())}
+
+
+def _picked(values: pa.Array, at: NDArray[np.int32]) -> pa.Array:
+    """Values by position, null at -1; each text is there once."""
+    encoded = values.dictionary_encode()
+    indices = encoded.indices.to_numpy()[at]  # a position of -1 picks any, and is masked
+    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=at < 0), encoded.dictionary)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,7 @@ def test_what_was_acked_is_in_the_answer_once(tmp_path: Path, monkeypatch: pytes
         (tmp_path / folder).mkdir()
     check_end_to_end(tmp_path / "real")
     with monkeypatch.context() as mutant:
-        mutant.setattr(Sealer, "seal", lambda self: 0)
+        mutant.setattr(Sealer, "seal", lambda self, upto: 0)
         with pytest.raises(AssertionError):
             check_end_to_end(tmp_path / "never sealed")
 
@@ -103,7 +103,7 @@ def test_a_stop_seals_and_a_restart_remembers(tmp_path: Path, monkeypatch: pytes
         (tmp_path / folder).mkdir()
     check_restart(tmp_path / "real")
     with monkeypatch.context() as mutant:
-        mutant.setattr(Sealer, "seal", lambda self: 0)
+        mutant.setattr(Sealer, "seal", lambda self, upto: 0)
         with pytest.raises(AssertionError):
             check_restart(tmp_path / "never sealed")
 
@@ -115,11 +115,11 @@ def test_the_landing_is_sealed_from_time_to_time(tmp_path: Path, monkeypatch: py
     tries: list[int] = []
     real = Sealer.seal
 
-    def fail_first(self: Sealer) -> int:
+    def fail_first(self: Sealer, upto: int) -> int:
         tries.append(1)
         if len(tries) == 1:
             raise RuntimeError("canary")
-        moved = real(self)
+        moved = real(self, upto)
         if moved:
             sealed.set()
         return moved

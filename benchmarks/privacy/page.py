@@ -55,8 +55,9 @@ because the plain group-by is cheapest on them and ratios to it are then stricte
 four; whoever bounds by unit and window reads three.
 
 "Ours" is the agent's whole way but for the uplink: Parquet, typed rows, windows, bounding, charge in a journal on
-disk, noise, sealed release. Peers go from the same file to their noisy answer. Each run is a process of its own. CPU
-time is user and system time of all threads and child processes (the JVM's too) from after the imports, with engines
+disk, noise, sealed release; with the heap settings that the agent's process gives itself at its start (decision 16),
+where peers have their defaults. Peers go from the same file to their noisy answer. Each run is a process of its own.
+CPU time is user and system time of all threads and child processes (the JVM's too) from after the imports, with engines
 already up, to the answer; peak memory includes imports. Ours, the plain group-bys and the SQL ran {repeats} times, of
 which the least CPU time counts; peers ran once, ten minutes at most.
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cloud_collector import fence
 from cloud_collector.landed import Action, Reason, Verdict
 from edge_agg.contract.codec import to_us
+from edge_agg.contract.release import Status
 
 if TYPE_CHECKING:
     import apsw
@@ -138,6 +139,7 @@ def _insert(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed)
             fence.note(db, release.tenant, release.agent, alarm, reason=Reason.INCARNATION)
     seq = min(release.link.seq, _MAX_SEQ)
     place = (at.agent, journal)
+    status = None if release.status is Status.RELEASED else release.status.value
     # A link is kept until the release that it names is here; from then on the two hashes say the same.
     known = (
         seq == 1 or db.execute("SELECT 1 FROM releases WHERE agent=? AND journal=? AND seq=?", (*place, seq - 1)).get
@@ -147,9 +149,9 @@ def _insert(db: apsw.Connection, at: _Journal, release: Release, sealed: Sealed)
         "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev NOT NULL", (*place, seq + 1)
     )
     db.execute(
-        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, prev, digest) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, zeroblob(16))",  # as long as the digest will be: the row stays where it is
-        (at.agent, _plan(db, release), to_us(release.window_start), journal, seq, sealed.hash, prev),
+        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, prev, digest, status) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, zeroblob(16), ?)",  # as long as the digest will be: the row stays where it is
+        (at.agent, _plan(db, release), to_us(release.window_start), journal, seq, sealed.hash, prev, status),
     )
     db.execute("INSERT INTO waiting VALUES (?, ?, ?)", (db.last_insert_rowid(), sealed.header, sealed.payload))
     query = "UPDATE journals SET head_seq = max(head_seq, ?), releases = releases + 1 WHERE agent = ? AND journal = ?"

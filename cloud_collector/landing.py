@@ -15,12 +15,12 @@ import asyncio
 import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
-from cloud_collector import chain, fence, landing_file
+from cloud_collector import chain, fence, landing_file, register, roll_call
 from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.failpoint import failpoint
 from cloud_collector.landed import Action, AgentSeen, LandedRelease, Reason, Verdict
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from cloud_collector.absence import Known
     from cloud_collector.landed import Noted
+    from cloud_collector.register import Contact, Expectation
+    from cloud_collector.roll_call import Ask, Called
     from edge_agg.contract.release import Release, Sealed
 
 __all__ = ["AgentSeen", "LandedRelease", "Landing", "Verdict"]
@@ -70,6 +73,7 @@ class Landing:
         self._queued = self._queued_bytes = 0
         self._closed = self._failed = False
         self._new_incarnation = new_incarnation
+        self._path = path
         self._db = landing_file.opened(path)
         try:
             found: Any = self._db.execute("SELECT id, restored_us FROM meta").fetchone()
@@ -123,15 +127,6 @@ class Landing:
     def agents(self) -> list[AgentSeen]:
         """Every agent that a release was accepted from, or that is fenced, by tenant and name."""
         return self._call(lambda: _seen(self._db))
-
-    def behind(self, plan_hash: bytes) -> dict[tuple[str, str], tuple[int, int]]:
-        """After a restore: by tenant and agent, from when until when a release may have been acked and lost."""
-        query = (
-            "SELECT tenant, agents.agent, from_us, until_us FROM behind JOIN agents ON agents.no = behind.agent "
-            "JOIN plans ON plans.no = plan WHERE until_us > from_us AND hash = ?"
-        )
-        rows: list[Any] = self._call(lambda: self._db.execute(query, (bytes(plan_hash),)).fetchall())
-        return {(tenant, agent): (from_us, until_us) for tenant, agent, from_us, until_us in rows}
 
     def fence(self, tenant: str, agent: str, *, who: str, note: str) -> bool:
         """Refuse an agent's new releases from now on; whether it was not fenced already."""
@@ -239,6 +234,36 @@ class Landing:
                 self._db.execute("ROLLBACK")
             raise
         return result
+
+    def note_contacts(self, contacts: Sequence[Contact]) -> None:
+        """Remember when agents called, and when their certificates end."""
+        self._call(lambda: self._transact(lambda: register.note_contacts(self._db, contacts)))
+
+    def expect(self, ones: Sequence[Expectation], *, who: str) -> None:
+        """Expect agents' releases, or no longer; the audit log says who decided."""
+        self._call(lambda: self._transact(lambda: register.expect(self._db, ones, who=who)))
+
+    def expected(self, tenant: str | None = None, plan: str | None = None) -> list[Expectation]:
+        """Who is expected by name, as far as :meth:`expect` was told."""
+        return self._read(lambda db: register.expected(db, tenant, plan))
+
+    def known(self, plan_hash: bytes, name: str, tenant: str | None) -> dict[tuple[str, str], Known]:
+        """By tenant and agent, what is known of each as far as a plan is concerned; the writer does not wait for it."""
+        return self._read(lambda db: roll_call.known(db, plan_hash, name, tenant))
+
+    def roll_call(self, ask: Ask) -> Called:
+        """What became of a plan's windows: counts, and the worst few; the writer does not wait for it."""
+        return self._read(lambda db: roll_call.call(db, ask))
+
+    def _read(self, work: Callable[[apsw.Connection], _T]) -> _T:
+        """Run work over one snapshot, on a connection of its own."""
+        try:
+            with closing(apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+                db.set_busy_timeout(5_000)
+                db.execute("PRAGMA temp_store = FILE; BEGIN")
+                return work(db)
+        except apsw.Error:
+            raise StoreFailed("the landing cannot be read: look at the disk") from None
 
 
 def _report(waiting: _Waiting, judged: list[chain.Judged]) -> None:

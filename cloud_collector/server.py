@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cloud_collector import metrics, tracing
+from cloud_collector.contacts import Contacts, note_until
 from cloud_collector.denied import DenyList
 from cloud_collector.enrollment import EnrollmentService
 from cloud_collector.errors import ConfigInvalid, StoreFailed
@@ -93,10 +94,15 @@ async def serve(
             _door(MAX_ENROLLMENTS, note_failure) as enrollments,
             _gate(config) as gate,
         ):
-            query = Query(registry, stores.lake, turns.seal, rollups=stores.rollups, behind=landing.behind)
+            query = Query(
+                registry, stores.lake, turns.seal, rollups=stores.rollups, known=landing.known, grace=config.grace
+            )
+            contacts = Contacts()
             services = Services(
-                collector=CollectorService(landing, plan_of(registry), door=pushes, max_batch=config.max_batch),
-                query=QueryService(registry, query.answer, door=questions),
+                collector=CollectorService(
+                    landing, plan_of(registry), door=pushes, max_batch=config.max_batch, contacts=contacts
+                ),
+                query=QueryService(registry, query, door=questions),
                 enrollment=_enrollment(config, enrollments),
             )
             up = asyncio.Event()
@@ -114,8 +120,12 @@ async def serve(
                 waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
                 upkeep = stores.upkeep(registry, retention) if alone else None
                 keeping = asyncio.create_task(keep_until(waits, turns, upkeep, config.upkeep_every_s, note_failure))
+                noting = asyncio.create_task(note_until(waits, contacts, landing, note_failure))
                 await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
                 await keeping
+                await noting
+            if not broken.is_set():
+                await asyncio.to_thread(contacts.write, landing)
         if alone and not broken.is_set():
             await asyncio.to_thread(turns.seal)
     emit(Event.COLLECTOR_STOPPED)
@@ -245,4 +255,5 @@ def _gate(config: Config) -> Iterator[Gate]:
         return
     denied = DenyList(config.tls.denied_file)
     with contextlib.closing(Tokens(config.tokens_path)) as tokens:
-        yield Gate(Identification(domain=config.tls.trust_domain, denied=denied, tokens=tokens, now=_now))
+        domain = config.tls.trust_domain
+        yield Gate(Identification(domain=domain, denied=denied, tokens=tokens, now=_now, scopes=config.scopes))

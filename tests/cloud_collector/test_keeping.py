@@ -80,9 +80,9 @@ class Collector:
     def answer(self, **asked: Any) -> list[dict[str, Any]]:
         """Ask, and find that the lake and the roll-ups say the same."""
         question = Question(plan=self.maker.plan.name, metric="departures", **asked)
-        behind = self.landing.behind
-        quick = Query(self.registry, self.lake, self.sealer.seal, rollups=self.rollups, behind=behind)
-        slow = Query(self.registry, self.lake, self.sealer.seal, behind=behind)
+        known = self.landing.known
+        quick = Query(self.registry, self.lake, self.sealer.seal, rollups=self.rollups, known=known)
+        slow = Query(self.registry, self.lake, self.sealer.seal, known=known)
         said = quick.estimate(question, LOCAL)
         assert said.equals(slow.estimate(question, LOCAL))
         return list(said.to_pylist())

@@ -124,9 +124,9 @@ class Landing:
 
         self._call(lambda: self._transact(work, "mark"))
 
-    def agents(self) -> list[AgentSeen]:
-        """Every agent that a release was accepted from, or that is fenced, by tenant and name."""
-        return self._call(lambda: _seen(self._db))
+    def agents(self, tenant: str | None = None, agent: str | None = None, *, limit: int = -1) -> list[AgentSeen]:
+        """Agents that a release was accepted from, or that are fenced, by tenant and name; so many at most."""
+        return self._call(lambda: _seen(self._db, tenant, agent, limit))
 
     def fence(self, tenant: str, agent: str, *, who: str, note: str) -> bool:
         """Refuse an agent's new releases from now on; whether it was not fenced already."""
@@ -280,19 +280,21 @@ def _report(waiting: _Waiting, judged: list[chain.Judged]) -> None:
             emit(Event.AGENT_BEHIND, **about)
 
 
-def _seen(db: apsw.Connection) -> list[AgentSeen]:
+def _seen(db: apsw.Connection, tenant: str | None, agent: str | None, limit: int) -> list[AgentSeen]:
     query = (
         "SELECT tenant, agents.agent, coalesce(journals.incarnation, x''), coalesce(head_seq, 0), agents.releases, "
         "coalesce(head_seq - journals.releases, 0), agents.journals, last_window_end_us, reason, "
         "EXISTS (SELECT 1 FROM behind WHERE behind.agent = no AND until_us > from_us) "
         "FROM agents LEFT JOIN journals ON journals.agent = no AND journals.journal = agents.journal "
         "LEFT JOIN fences ON fences.agent = no "
-        "WHERE agents.releases > 0 OR reason NOT NULL ORDER BY tenant, agents.agent"
+        "WHERE (agents.releases > 0 OR reason NOT NULL) AND (?1 IS NULL OR tenant = ?1) "
+        "AND (?2 IS NULL OR agents.agent = ?2) ORDER BY tenant, agents.agent LIMIT ?3"
     )
+    about = (tenant, agent, limit)
     return [
         AgentSeen(
-            tenant=tenant,
-            agent=agent,
+            tenant=of,
+            agent=name,
             incarnation=incarnation.hex(),
             last_seq=seq,
             releases=releases,
@@ -302,5 +304,5 @@ def _seen(db: apsw.Connection) -> list[AgentSeen]:
             last_window_end=from_us(end_us),
             fence=None if reason is None else Reason(reason),
         )
-        for tenant, agent, incarnation, seq, releases, missing, journals, end_us, reason, behind in db.execute(query)
+        for of, name, incarnation, seq, releases, missing, journals, end_us, reason, behind in db.execute(query, about)
     ]

@@ -8,7 +8,7 @@ and so many of the worst; all of it is read in one transaction.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cloud_collector.absence import BEGINNING, END, Due, Known, Standing
@@ -37,6 +37,8 @@ class Ask:
     """The first window's start."""
     end_us: int
     """The last window's end, a multiple of windows later."""
+    clipped: bool = False
+    """Whether the range begins with the plan's first release at the earliest, and has one window if there is none."""
     agent: str | None = None
     """Of this one only."""
     worst: int = 20
@@ -62,6 +64,9 @@ class Present:
 class Called:
     """What became of a plan's windows."""
 
+    start_us: int
+    """The range that was looked at."""
+    end_us: int
     agents: int
     absent: int
     """Agents of which a window is not here that should be, or that said they lost it."""
@@ -116,6 +121,10 @@ def call(db: apsw.Connection, ask: Ask) -> Called:
     """Call a plan's roll; the connection is in a transaction that is rolled back."""
     number: Any = db.execute(_NUMBER, (bytes(ask.plan_hash),)).get
     db.execute("DROP TABLE IF EXISTS temp.roll")
+    if ask.clipped:
+        first: Any = db.execute(_FIRST, {"plan": number, "tenant": ask.tenant}).get
+        earliest = ask.end_us - ask.due.window_us if first is None else first
+        ask = replace(ask, start_us=min(max(ask.start_us, earliest), ask.end_us))
     db.execute(_ROLL, {"plan": number, **_params(ask)})
     sums = ", ".join(f"coalesce(sum({one.value}), 0)" for one in ORDER)
     row: Any = db.execute(
@@ -140,7 +149,8 @@ def call(db: apsw.Connection, ask: Ask) -> Called:
     ]
     db.execute("DROP TABLE temp.roll")
     counts = dict(zip(ORDER, row[3:], strict=True))
-    return Called(agents=row[0], absent=row[1], fenced=row[2], counts=counts, worst=worst)
+    about = {"start_us": ask.start_us, "end_us": ask.end_us, "agents": row[0], "absent": row[1], "fenced": row[2]}
+    return Called(**about, counts=counts, worst=worst)
 
 
 def _params(ask: Ask) -> dict[str, Any]:
@@ -178,6 +188,10 @@ _SAID = (
 _HERE = (
     "(SELECT count(*) FROM releases WHERE agent = no AND plan = $plan "
     "AND window_start_us >= from_us AND window_start_us < to_us)"
+)
+_FIRST = (
+    "SELECT min((SELECT min(window_start_us) FROM releases WHERE releases.agent = no AND plan = $plan)) "
+    "FROM agents WHERE tenant = $tenant"
 )
 _HEARD = "coalesce(heard_us - $reach + 1, $far)"
 _ROLL = f"""

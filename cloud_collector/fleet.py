@@ -13,17 +13,16 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cloud_collector.commands import CODES, coded, show, table_of
+from cloud_collector.expecting import expect, landing_of, unexpect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from cloud_collector.config import Config
-    from cloud_collector.landing import Landing
     from cloud_collector.overview import Overview
 
 _MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
@@ -70,7 +69,7 @@ def fleet(
     if config is None:
         raise click.MissingParameter(param_hint="'--config'", param_type="option")
     well = True
-    with coded(), _landing(config) as (landing, told):
+    with coded(), landing_of(config) as (landing, told):
         from cloud_collector import overview
         from cloud_collector.plans import PlanRegistry
 
@@ -115,7 +114,7 @@ def _shown(look: Callable[[], Overview], *, every_s: float | None) -> Overview:
 @_CONFIG
 def chains(agent: str | None, tenant: str | None, limit: int, config: Path) -> None:
     """Show the chains of agents that a release was taken from: journal, place, releases, holes."""
-    with coded(), _landing(config) as (landing, _):
+    with coded(), landing_of(config) as (landing, _):
         from cloud_collector.board import clean
 
         table = table_of(
@@ -129,95 +128,6 @@ def chains(agent: str | None, tenant: str | None, limit: int, config: Path) -> N
         show(table)
 
 
-@fleet.command("expect")
-@click.argument("agents", nargs=-1)
-@click.option("--plan", required=True, help="The plan's name.")
-@click.option("--file", "listed", type=click.File(), help="Names of agents, one a line; - for standard input.")
-@click.option("--since", type=_MOMENT, help="From the window on that this lies in, UTC; from now on by default.")
-@_TENANT
-@_WHO
-@_CONFIG
-def expect(
-    agents: tuple[str, ...],
-    *,
-    plan: str,
-    listed: TextIO | None,
-    since: datetime | None,
-    tenant: str,
-    who: str,
-    config: Path,
-) -> None:
-    """Expect AGENTS to report under a plan: whatever does not come of them is shown with its reason."""
-    _put(config, agents, listed, tenant=tenant, plan=plan, who=who, since=since or datetime.now(UTC), until=None)
-
-
-@fleet.command("unexpect")
-@click.argument("agents", nargs=-1)
-@click.option("--plan", required=True, help="The plan's name.")
-@click.option("--file", "listed", type=click.File(), help="Names of agents, one a line; - for standard input.")
-@click.option("--until", type=_MOMENT, help="Up to the window that this lies in, UTC; up to now by default.")
-@_TENANT
-@_WHO
-@_CONFIG
-def unexpect(
-    agents: tuple[str, ...],
-    *,
-    plan: str,
-    listed: TextIO | None,
-    until: datetime | None,
-    tenant: str,
-    who: str,
-    config: Path,
-) -> None:
-    """Expect AGENTS no longer, for a device that was taken away; what it reported stays."""
-    _put(config, agents, listed, tenant=tenant, plan=plan, who=who, since=None, until=until or datetime.now(UTC))
-
-
-def _put(
-    config: Path,
-    agents: tuple[str, ...],
-    listed: TextIO | None,
-    *,
-    tenant: str,
-    plan: str,
-    who: str,
-    since: datetime | None,
-    until: datetime | None,
-) -> None:
-    """Write down from when, or until when, agents are expected."""
-    names = [*agents, *(line.strip() for line in listed or () if line.strip())]
-    if not names:
-        raise click.UsageError("name an agent, or give --file")
-    with coded(), _landing(config) as (landing, told):
-        from cloud_collector.absence import END
-        from cloud_collector.errors import ConfigInvalid
-        from cloud_collector.plans import PlanRegistry
-        from cloud_collector.register import Expectation
-        from edge_agg.contract.codec import to_us
-        from edge_agg.contract.grid import window_of
-
-        if not all(0 < len(name) <= 128 for name in names):
-            raise ConfigInvalid("an agent's name has 1 .. 128 characters")
-        every = PlanRegistry(told.plans_path).find(plan, None, tenant).plan.every
-
-        def cut(moment: datetime) -> int:
-            return to_us(window_of(moment.replace(tzinfo=UTC), every))
-
-        before = {one.agent: one.since_us for one in landing.expected(tenant, plan)}
-        ones = [
-            Expectation(
-                tenant=tenant,
-                plan=plan,
-                agent=name,
-                since_us=before.get(name, 0) if since is None else cut(since),
-                until_us=END if until is None else cut(until),
-            )
-            for name in dict.fromkeys(names)
-        ]
-        landing.expect(ones, who=who)
-        click.echo(f"{len(ones)} agents are {'expected' if until is None else 'expected no longer'}")
-
-
 @fleet.command("fence")
 @click.argument("agent")
 @_TENANT
@@ -226,7 +136,7 @@ def _put(
 @_CONFIG
 def fence(agent: str, tenant: str, reason: str, who: str, config: Path) -> None:
     """Refuse new releases of AGENT from now on; it keeps them and tries again much later."""
-    with coded(), _landing(config) as (landing, _):
+    with coded(), landing_of(config) as (landing, _):
         raised = landing.fence(tenant, agent, who=who, note=reason)
         click.echo("fenced" if raised else "already fenced")
 
@@ -239,7 +149,7 @@ def fence(agent: str, tenant: str, reason: str, who: str, config: Path) -> None:
 @_CONFIG
 def unfence(agent: str, tenant: str, reason: str, who: str, config: Path) -> None:
     """Take new releases of AGENT again, after a person has looked at why it was fenced."""
-    with coded(), _landing(config) as (landing, _):
+    with coded(), landing_of(config) as (landing, _):
         lifted = landing.unfence(tenant, agent, who=who, note=reason)
         click.echo("unfenced" if lifted else "no such agent is fenced")
 
@@ -250,7 +160,7 @@ def unfence(agent: str, tenant: str, reason: str, who: str, config: Path) -> Non
 @_CONFIG
 def history(agent: str | None, tenant: str | None, config: Path) -> None:
     """Show the audit log, of AGENT or of all: who was fenced, let in again or re-installed, when, by whom and why."""
-    with coded(), _landing(config) as (landing, _):
+    with coded(), landing_of(config) as (landing, _):
         from cloud_collector.board import clean
 
         table = table_of("when", "tenant", "agent", "what", "reason", "by", "note")
@@ -260,14 +170,5 @@ def history(agent: str | None, tenant: str | None, config: Path) -> None:
         show(table)
 
 
-@contextlib.contextmanager
-def _landing(config: Path) -> Iterator[tuple[Landing, Config]]:
-    from cloud_collector import config as settings
-    from cloud_collector.errors import ConfigInvalid
-    from cloud_collector.landing import Landing
-
-    told = settings.load(config)
-    if not told.landing_path.exists():  # opening would make it
-        raise ConfigInvalid("$.collector.data: no collector has run here yet")
-    with contextlib.closing(Landing(told.landing_path)) as landing:
-        yield landing, told
+fleet.add_command(expect)
+fleet.add_command(unexpect)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cloud_collector import fence
 from cloud_collector.landed import Action, Reason, Verdict
 from edge_agg.contract.codec import to_us
+from edge_agg.contract.release import Status
 
 if TYPE_CHECKING:
     from cloud_collector.landing_store import Statements
@@ -135,17 +136,19 @@ def _insert(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> A
     seq = min(release.link.seq, _MAX_SEQ)
     place = (at.agent, journal)
     key = (at.agent, _plan(db, release), to_us(release.window_start))
+    status = None if release.status is Status.RELEASED else release.status.value
     db.execute(
         "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev IS NOT NULL", (*place, seq + 1)
     )
     # A link is kept until the release that it names is here; from then on the two hashes say the same. The row is given
     # as many bytes as its digest will have, so that it stays where it is.
     query = (
-        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, digest, prev) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, CASE WHEN ? = 1 OR EXISTS "
+        "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, digest, status, prev) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, CASE WHEN ? = 1 OR EXISTS "
         "(SELECT 1 FROM releases WHERE agent = ? AND journal = ? AND seq = ?) THEN NULL ELSE ? END)"
     )
-    db.execute(query, (*key, journal, seq, sealed.hash, bytes(16), seq, *place, seq - 1, release.link.prev_hash))
+    about = (journal, seq, sealed.hash, bytes(16), status)
+    db.execute(query, (*key, *about, seq, *place, seq - 1, release.link.prev_hash))
     query = (
         "INSERT INTO waiting SELECT max(id), ?, ? FROM releases WHERE agent = ? AND plan = ? AND window_start_us = ?"
     )

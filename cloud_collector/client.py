@@ -47,7 +47,7 @@ from edge_agg.contract.v1 import query_pb2 as pb
 from edge_agg.contract.v1.query_pb2_grpc import QueryServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from edge_agg.contract.plan import Metric, Plan
@@ -174,9 +174,10 @@ class Client:
 
         Returns:
             One row a bucket and group, sorted: start, end, the `by` columns, value, lo, hi (null where nothing was
-            released), nodes_reporting, nodes_expected, windows_reporting, windows_expected, and status: "complete", or
-            why windows are missing ("offline", "exhausted", "lost", "vetoed", "suppressed"). A histogram has a row a
-            bin, between `bin_lower` and `bin_upper`; quantiles have a row for each `quantile` of the plan.
+            released), nodes_reporting, nodes_expected, windows_reporting, windows_expected; absent, a struct that
+            counts what is missing by reason, as :meth:`coverage` names them, and "suppressed"; and status: "complete",
+            or the most frequent reason. A histogram has a row a bin, between `bin_lower` and `bin_upper`; quantiles
+            have a row for each `quantile` of the plan.
 
             Values are noisy and may be negative; they add up without bias. A value alone is null where noise leaves
             nothing to divide by. An interval covers the noise alone: bias from clipping and bounding is not in it. A
@@ -205,8 +206,57 @@ class Client:
             )
         except (TypeError, ValueError):
             raise QuestionInvalid("an argument has the wrong type, or a number is out of range") from None
+        return self._frame(self._stub.Estimate(request, timeout=self._timeout_s))
+
+    def coverage(
+        self,
+        plan: str,
+        *,
+        by_node: bool = True,
+        every: str | None = None,
+        nodes: str | Sequence[str] = (),
+        start: Moment | None = None,
+        end: Moment | None = None,
+        version: int | None = None,
+    ) -> pl.DataFrame:
+        """Ask who should have reported, and what became of every window.
+
+        Args:
+            plan: its name.
+            by_node: a row for each node; else all are added up.
+            every: the length of a time bucket, a multiple of the plan's window, so "7d" of a weekly plan is a row for
+                each window; one bucket when absent.
+            nodes: these only.
+            start: the first instant; the earliest window that landed when absent.
+            end: the first instant after; the end of the latest window that landed when absent.
+            version: of the plan; the newest when absent.
+
+        Returns:
+            One row a bucket and node, sorted: start, end, node, windows_expected, and how many of these are `released`;
+            `late` (may still come), `offline` (overdue, and the agent was not heard of since), `lost` (will not come),
+            `vetoed` (the device's policy forbids it), `exhausted` (the budget has no room), `expired` (no longer kept);
+            `last_heard`, null if never, and `fenced`.
+
+        Raises:
+            As :meth:`estimate`.
+        """
         try:
-            stream = b"".join(part.arrow for part in self._stub.Estimate(request, timeout=self._timeout_s))
+            request = pb.CoverageRequest(
+                plan=plan,
+                version=version,
+                nodes=[nodes] if isinstance(nodes, str) else nodes,
+                every_us=None if every is None else _length_us(every),
+                start_us=None if start is None else _moment_us("start", start),
+                end_us=None if end is None else _moment_us("end", end),
+                total=not by_node,
+            )
+        except (TypeError, ValueError):
+            raise QuestionInvalid("an argument has the wrong type, or a number is out of range") from None
+        return self._frame(self._stub.Coverage(request, timeout=self._timeout_s))
+
+    def _frame(self, parts: Iterable[pb.EstimateResponse | pb.CoverageResponse]) -> pl.DataFrame:
+        try:
+            stream = b"".join(part.arrow for part in parts)
         except grpc.RpcError as error:
             raise _mapped(error) from None
         with pa.ipc.open_stream(stream) as reader:

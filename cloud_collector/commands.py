@@ -17,6 +17,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.console import RenderableType
     from rich.table import Table
 
 CODES = """
@@ -125,7 +126,7 @@ def table_of(*columns: str) -> Table:
     return table
 
 
-def show(table: Table) -> None:
+def show(table: RenderableType) -> None:
     """Print a table, whole where nobody looks at it."""
     from rich.console import Console
 

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
+from cloud_collector.caller import EVERYTHING, Scopes
 from cloud_collector.errors import ConfigInvalid
 from edge_agg.contract.address import is_loopback
 from edge_agg.contract.plan import parse_duration
@@ -109,6 +110,10 @@ class Config:
     """Seconds between two rounds of retention and compaction."""
     new_incarnation: Literal["accept", "fence"] = "accept"
     """What is done with an agent that comes with a new journal: taken with an alarm, or shut out."""
+    grace: timedelta = timedelta(hours=1)
+    """How long after a window's end and the plan's lateness its release may take before it is overdue."""
+    scopes: Scopes = EVERYTHING
+    """Which plans analysts with certificates may ask about."""
     tls: Tls | None = None
     """None: loopback only, and whoever calls may do everything."""
     database: Database | None = None
@@ -179,7 +184,14 @@ class _Limits(_Strict, frozen=True, kw_only=True):
     max_connections: int = CONNECTIONS
 
 
+class _Analyst(_Strict, frozen=True, kw_only=True):
+    name: str
+    tenant: str = "default"
+    plans: list[str] | None = None
+
+
 class _Fleet(_Strict, frozen=True, kw_only=True):
+    grace: str = "1h"
     new_incarnation: Literal["accept", "fence"] = "accept"
 
 
@@ -199,6 +211,7 @@ class _Tls(_Strict, frozen=True, kw_only=True):
     authority_passphrase_file: str | None = None
     max_connection_age: str = "15m"
     max_connection_grace: str = "1m"
+    unlisted_analysts: Literal["all", "none"] = "all"
 
 
 class _PlanEntry(_Strict, frozen=True, kw_only=True):
@@ -216,6 +229,7 @@ class _File(_Strict, frozen=True, kw_only=True):
     landing: _Landing | None = None
     tls: _Tls | None = None
     plan: list[_PlanEntry] = []
+    analyst: list[_Analyst] = []
 
 
 def load(path: Path) -> Config:
@@ -251,6 +265,8 @@ def load(path: Path) -> Config:
         seal_every_s=_seconds("$.collector.seal_every", file.collector.seal_every),
         upkeep_every_s=_seconds("$.collector.upkeep_every", file.collector.upkeep_every),
         new_incarnation=file.fleet.new_incarnation,
+        grace=_grace(file.fleet.grace),
+        scopes=_scopes(file),
         max_message_bytes=file.limits.max_message_bytes,
         max_queued_releases=file.limits.max_queued_releases,
         max_batch=file.limits.max_batch,
@@ -262,6 +278,28 @@ def load(path: Path) -> Config:
         tls=None if file.tls is None else _tls(file.tls, folder),
         database=None if file.landing is None else _database(file.landing, folder),
     )
+
+
+def _grace(text: str) -> timedelta:
+    try:
+        grace = parse_duration(text)
+    except ValueError as error:
+        raise ConfigInvalid(f"$.fleet.grace: {error}") from None
+    _require("$.fleet.grace", grace <= timedelta(days=365), "must lie in 0s .. 365d")
+    return grace
+
+
+def _scopes(file: _File) -> Scopes:
+    listed: dict[tuple[str, str], frozenset[str] | None] = {}
+    for i, one in enumerate(file.analyst):
+        where, who = f"$.analyst[{i}]", (one.tenant, one.name)
+        _require(where, file.tls is not None, "needs [tls]: without it, whoever calls may ask about everything")
+        _require(f"{where}.name", is_name(one.name), "letters, digits and _.- only, 63 at most")
+        _require(f"{where}.tenant", is_name(one.tenant), "letters, digits and _.- only, 63 at most")
+        _require(where, who not in listed, "is listed twice")
+        listed[who] = None if one.plans is None else frozenset(one.plans)
+    closed = file.tls is not None and file.tls.unlisted_analysts == "none"
+    return Scopes(listed=listed, others=frozenset() if closed else None)
 
 
 def _require(path: str, holds: bool, problem: str) -> None:  # noqa: FBT001  # reads as a sentence

@@ -9,37 +9,73 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from cloud_collector.absence import Known, Standing, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from cloud_collector.absence import Due
     from cloud_collector.question import Grid, Node
 
+UNKNOWN = Known()
+"""Of a node of which nothing is known."""
 SUPPRESSED = "suppressed"
 """A release was made, but the key's noisy units did not exceed the threshold."""
 EXPIRED = "expired"
 """The window lies before what the plan's retention keeps."""
-_REASONS = ("exhausted", "lost", "vetoed", SUPPRESSED, EXPIRED, "offline")
+
+
+REASONS = (*(str(one) for one in Standing if one is not Standing.RELEASED), EXPIRED, SUPPRESSED)
+"""All there are, as the column `absent` lists them."""
+_WORST = ("exhausted", "lost", "vetoed", SUPPRESSED, EXPIRED, "offline", "late")
+
+
+class Facts(Protocol):
+    """What is known of a plan's agents, all of it of one moment."""
+
+    @property
+    def named(self) -> Mapping[Node, tuple[int, int]]:
+        """Those that somebody expects by name: from when until when."""
+
+    def of(self, nodes: Collection[Node]) -> Mapping[Node, Known]:
+        """What is known of some; one of which nothing is known may be left out. It costs something for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Absence:
-    """Why releases may be absent that were made and acked."""
+class Told:
+    """Facts that are at hand."""
 
-    behind: Mapping[Node, tuple[int, int]] = field(default_factory=dict)
-    """By node, from when until when a backup lacks what was acked: those windows are lost."""
+    known: Mapping[Node, Known] = field(default_factory=dict)
+
+    @property
+    def named(self) -> Mapping[Node, tuple[int, int]]:
+        """Those of which it is known."""
+        return {node: (known.since_us, known.until_us) for node, known in self.known.items() if known.named}
+
+    def of(self, nodes: Collection[Node]) -> Mapping[Node, Known]:
+        """All of it."""
+        del nodes
+        return self.known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absences:
+    """What is known of what is not here."""
+
+    due: Due
+    facts: Facts = field(default_factory=Told)
     retired_us: int | None = None
     """Before it nothing is kept any more."""
 
-    def of(self, node: Node, start: int, end: int, window: int, absent: int) -> Counter[str]:
-        """What became of a node's absent windows in a range; where the reasons overlap, as many as can be of each."""
-        expired = 0 if self.retired_us is None else max(0, min(end, self.retired_us) - start) // window
-        since, until = self.behind.get(node, (0, 0))
-        lost = max(0, min(end, until) - max(start, since)) // window
-        expired = min(absent, expired)
-        lost = min(absent - expired, lost)
-        return Counter({EXPIRED: expired, "lost": lost, "offline": absent - expired - lost})
+    def counted(self, known: Known, start: int, end: int, present: Sequence[int]) -> Counter[str]:
+        """What became of the windows of a range that are not here, of a node of which this is known."""
+        kept = start if self.retired_us is None else min(max(start, self.retired_us), end)
+        gone = (kept - start) // self.due.window_us - sum(start <= one < kept for one in present)
+        found: Counter[str] = Counter({EXPIRED: gone} if gone > 0 else {})
+        found.update({str(what): n for what, n in counted(present, kept, end, known, self.due).items()})
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +93,14 @@ class Covered:
     def status(self) -> str:
         """`complete`, or the most frequent reason."""
         if sum(self.reasons.values()):
-            return max(_REASONS, key=lambda reason: self.reasons.get(reason, 0))
+            return max(_WORST, key=lambda reason: self.reasons.get(reason, 0))
         return "complete" if self.windows_reporting else "offline"
 
     @property
-    def row(self) -> tuple[int, int, int, int, str]:
+    def row(self) -> tuple[int, int, int, int, dict[str, int], str]:
         """In the order of an answer's columns."""
         counts = self.nodes_reporting, self.nodes_expected, self.windows_reporting, self.windows_expected
-        return *counts, self.status
+        return *counts, {reason: self.reasons.get(reason, 0) for reason in REASONS}, self.status
 
     def narrowed(self, *, nodes: int, windows: int, lacking: int) -> Covered:
         """The same pairs, where only some released what is asked for.
@@ -90,40 +126,44 @@ class Coverage:
 
     Args:
         grid: the buckets.
-        expected: nodes that should report in every window.
+        expected: nodes that should report, each from a window on and until another.
         records: how many windows of each status, by bucket and node.
-        absence: why releases may be absent that were made.
+        absences: what is known of what is not here.
+        present: the starts of those that are, ascending, of nodes that lack some window of a bucket and have others.
     """
 
     def __init__(
         self,
         grid: Grid,
-        expected: Sequence[Node],
+        expected: Mapping[Node, tuple[int, int]],
         records: Mapping[tuple[int, Node], Counter[str]],
-        absence: Absence | None = None,
+        absences: Absences,
+        present: Callable[[list[Node]], Mapping[Node, Sequence[int]]] = lambda _: {},
     ) -> None:
         self._grid = grid
-        self._absence = Absence() if absence is None else absence
-        self._expected = frozenset(expected)
+        self._absences = absences
+        self._expected = expected
         self._records = records
+        patchy = {node for (bucket, node), record in records.items() if record.total() < grid.windows(bucket)}
+        self._present = present(sorted(patchy)) if patchy else {}
+        buckets = Counter(node for _, node in records)
+        lacking = patchy.union(node for node in expected if buckets[node] < len(grid))
+        self._known = absences.facts.of(lacking) if lacking else {}
 
     def of(self, bucket: int, nodes: Sequence[Node]) -> Covered:
         """What became of a bucket's pairs.
 
-        A node that is no longer expected counts with the windows that are on record, so what reports never exceeds what
-        is expected.
+        A node that is not expected, or not there, counts with the windows that are on record, so what reports never
+        exceeds what is expected.
         """
-        windows = self._grid.windows(bucket)
         reasons: Counter[str] = Counter()
         reporting = expected = 0
         for node in nodes:
             record = self._records.get((bucket, node), Counter())
-            pairs = windows if node in self._expected else record.total()
+            absent = self._absent(bucket, node, record.total())
             reasons.update(record)
-            absent = pairs - record.total()
-            if absent:
-                reasons.update(self._absence.of(node, *self._grid.span(bucket), self._grid.window, absent))
-            expected += pairs > 0
+            reasons.update(absent)
+            expected += record.total() + absent.total() > 0
             reporting += record["released"] > 0
         released = reasons.pop("released", 0)
         return Covered(
@@ -133,3 +173,13 @@ class Coverage:
             windows_expected=released + reasons.total(),
             reasons=reasons,
         )
+
+    def _absent(self, bucket: int, node: Node, here: int) -> Counter[str]:
+        since, until = self._expected.get(node, (0, 0))
+        start, end = self._grid.span(bucket)
+        window = self._grid.window
+        first = start + -(-max(0, since - start) // window) * window
+        last = min(end, start + -(-max(0, until - start) // window) * window)
+        if first >= last or here == self._grid.windows(bucket):
+            return Counter()
+        return self._absences.counted(self._known.get(node, UNKNOWN), first, last, self._present.get(node, ()))

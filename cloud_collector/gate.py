@@ -20,7 +20,7 @@ import grpc
 from cryptography import x509
 
 from cloud_collector.admission import Refused
-from cloud_collector.caller import LOCAL, Caller, Kind
+from cloud_collector.caller import EVERYTHING, LOCAL, Caller, Kind, Scopes
 from cloud_collector.denied import fingerprints
 from cloud_collector.errors import StoreFailed
 from cloud_collector.telemetry import Event, begin_request, caller_named, emit, name_caller
@@ -46,6 +46,7 @@ ALLOWED: dict[str, frozenset[Kind]] = {
     "/edge_agg.contract.v1.CollectorService/PushReleases": frozenset({Kind.AGENT}),
     "/edge_agg.contract.v1.QueryService/ListPlans": frozenset({Kind.ANALYST}),
     "/edge_agg.contract.v1.QueryService/Estimate": frozenset({Kind.ANALYST}),
+    "/edge_agg.contract.v1.QueryService/Coverage": frozenset({Kind.ANALYST}),
     "/edge_agg.contract.v1.EnrollmentService/GetTrust": _ANYBODY,
     "/edge_agg.contract.v1.EnrollmentService/Enroll": frozenset({Kind.STRANGER}),
     "/edge_agg.contract.v1.EnrollmentService/Renew": frozenset({Kind.AGENT}),
@@ -91,10 +92,14 @@ class Identification:
         denied: the list of what is taken no more.
         tokens: the analysts' tokens.
         now: the time in UTC.
+        scopes: which plans an analyst with a certificate may ask about.
     """
 
-    def __init__(self, *, domain: str, denied: DenyList, tokens: Tokens, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, *, domain: str, denied: DenyList, tokens: Tokens, now: Callable[[], datetime], scopes: Scopes = EVERYTHING
+    ) -> None:
         self._domain = domain
+        self._scopes = scopes
         self._denied = denied
         self._tokens = tokens
         self._now = now
@@ -123,7 +128,8 @@ class Identification:
             raise Refused(Refusal.UNAUTHENTICATED)
         if self._denied.denies(serial=shown.serial, spiffe_id=shown.text, fingerprints=shown.fingerprints):
             raise Refused(Refusal.REVOKED)
-        return Caller.of(shown.id, serial=shown.serial)
+        plans = self._scopes.plans(shown.id.tenant, shown.id.name) if shown.id.analyst else None
+        return Caller.of(shown.id, serial=shown.serial, ends=shown.ends, plans=plans)
 
 
 @lru_cache(maxsize=4096)

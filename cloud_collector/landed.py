@@ -51,6 +51,10 @@ class Action(StrEnum):
     """The landing was restored from a backup."""
     BEHIND = "behind"
     """After a restore an agent goes on further along its chain than the backup knew it: what lies between is lost."""
+    EXPECTED = "expected"
+    """Somebody expects its releases of a plan, which is the reason's place."""
+    UNEXPECTED = "unexpected"
+    """Somebody expects them no longer, from a window on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,25 +16,29 @@ import asyncio
 import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloud_collector import chain, fence, landing_rows
+from cloud_collector import chain, fence, landing_rows, register, roll_call
 from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.failpoint import failpoint
 from cloud_collector.handover import handed_over
 from cloud_collector.landed import Action, AgentSeen, LandedRelease, Reason, Verdict
 from cloud_collector.landing_file import LandingFile
-from cloud_collector.landing_store import Broken
+from cloud_collector.landing_store import LAST_ID, Broken
 from cloud_collector.telemetry import Event, emit
+from cloud_collector.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from cloud_collector.config import Database
     from cloud_collector.landed import Noted
     from cloud_collector.landing_store import Store
+    from cloud_collector.register import Contact, Expectation
+    from cloud_collector.roll_call import Ask, Called
     from edge_agg.contract.release import Release, Sealed
 
 __all__ = ["AgentSeen", "LandedRelease", "Landing", "Verdict", "store_of"]
@@ -160,13 +164,9 @@ class Landing:
         """
         self._call(lambda: self._transact(lambda: landing_rows.mark_sealed(self._db, digests), "mark"))
 
-    def agents(self) -> list[AgentSeen]:
-        """Every agent that a release was accepted from, or that is fenced, by tenant and name."""
-        return self._call(lambda: landing_rows.seen(self._db))
-
-    def behind(self, plan_hash: bytes) -> dict[tuple[str, str], tuple[int, int]]:
-        """After a restore: by tenant and agent, from when until when a release may have been acked and lost."""
-        return self._call(lambda: landing_rows.behind(self._db, bytes(plan_hash)))
+    def agents(self, tenant: str | None = None, agent: str | None = None, *, limit: int = LAST_ID) -> list[AgentSeen]:
+        """Agents that a release was accepted from, or that are fenced, by tenant and name; so many at most."""
+        return self._call(lambda: landing_rows.seen(self._db, tenant, agent, limit))
 
     def fence(self, tenant: str, agent: str, *, who: str, note: str) -> bool:
         """Refuse an agent's new releases from now on; whether it was not fenced already."""
@@ -292,6 +292,30 @@ class Landing:
         result = self._store.transact(whole, agents)
         failpoint(f"{point}_committed")
         return result
+
+    def note_contacts(self, contacts: Sequence[Contact]) -> None:
+        """Remember when agents called, and when their certificates end."""
+        self._call(lambda: self._transact(lambda: register.note_contacts(self._db, contacts)))
+
+    def expect(self, ones: Sequence[Expectation], *, who: str) -> None:
+        """Expect agents' releases, or no longer; the audit log says who decided."""
+        self._call(lambda: self._transact(lambda: register.expect(self._db, ones, who=who)))
+
+    def expected(self, tenant: str | None = None, plan: str | None = None) -> list[Expectation]:
+        """Who is expected by name, as far as :meth:`expect` was told."""
+        with self._store.reading() as db:
+            return register.expected(db, tenant, plan)
+
+    @contextmanager
+    def known(self, plan_hash: bytes, name: str, tenant: str | None) -> Iterator[Whereabouts]:
+        """What is known of a plan's agents now, whatever lands meanwhile; the writer does not wait for it."""
+        with self._store.reading() as db:
+            yield Whereabouts(db, plan_hash, name, tenant)
+
+    def roll_call(self, ask: Ask) -> Called:
+        """What became of a plan's windows: counts, and the worst few; the writer does not wait for it."""
+        with self._store.reading() as db:
+            return roll_call.call(db, ask)
 
     def _unsealed(self, limit: int, after: int) -> list[LandedRelease]:
         """Read up to the last id that nothing can come before any more, which only moves where it must."""

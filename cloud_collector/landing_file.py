@@ -4,7 +4,8 @@ Place: below the landing, one of its stores. `releases` holds a row per key for 
 until the lake has them; what stays of 1,000 values is a digest. They are two tables so that the rows which
 stay lie close together. `agents`, `journals` and `accounts` hold the heads: who was seen, how far each chain is, how
 much each account was charged. `fences` says who is shut out, `audit` who decided so; `behind` holds, after a restore,
-the windows of which an acked release may be lost; `meta` is one row about the file.
+the windows of which an acked release may be lost; `meta` is one row about the file. `contacts` says when an agent last
+called and when its certificate ends, `expected` who should report and from when until when.
 Names stand once and rows carry numbers, so that the keys of a million agents stay small.
 """
 
@@ -20,6 +21,7 @@ import apsw
 
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.landing_store import LAST_ID, Broken
+from cloud_collector.statuses import say_what_waits
 from cloud_collector.turns import turn
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 BOUND = "landing.id"
 """In a data folder: the id of the landing on a server that is sealed into its lake."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE agents (
   no INTEGER PRIMARY KEY, tenant TEXT NOT NULL, agent TEXT NOT NULL,
@@ -56,7 +58,7 @@ CREATE TABLE releases (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   agent INTEGER NOT NULL, plan INTEGER NOT NULL, window_start_us INTEGER NOT NULL,
   journal INTEGER, seq INTEGER,
-  hash BLOB NOT NULL, prev BLOB, digest BLOB,
+  hash BLOB NOT NULL, prev BLOB, digest BLOB, status TEXT,
   UNIQUE (agent, plan, window_start_us),
   UNIQUE (agent, journal, seq)
 ) STRICT;
@@ -74,6 +76,18 @@ CREATE TABLE behind (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE meta (id TEXT NOT NULL, restored_us INTEGER) STRICT;
 """
+_ROLL = """
+CREATE TABLE contacts (
+  agent INTEGER PRIMARY KEY, heard_us INTEGER NOT NULL, certificate_ends_us INTEGER
+) STRICT;
+CREATE TABLE expected (
+  tenant TEXT NOT NULL, plan TEXT NOT NULL, agent TEXT NOT NULL, since_us INTEGER NOT NULL, until_us INTEGER NOT NULL,
+  PRIMARY KEY (tenant, plan, agent)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX told ON releases (agent, plan, status, window_start_us) WHERE status IS NOT NULL;
+"""
+"""What came with version 3. A status is kept where a release has no values; the others were released."""
+_FROM_2 = "ALTER TABLE releases ADD COLUMN status TEXT;"
 _FROM_1 = """
 ALTER TABLE releases RENAME TO releases_1;
 ALTER TABLE agents RENAME TO agents_1;
@@ -216,7 +230,7 @@ def _prepare(db: apsw.Connection) -> None:
     db.set_busy_timeout(5_000)
     db.pragma("journal_mode", "wal")
     db.pragma("synchronous", "full")
-    if db.pragma("user_version") not in {0, 1, SCHEMA_VERSION}:
+    if db.pragma("user_version") not in {0, 1, 2, SCHEMA_VERSION}:
         raise StoreFailed("the landing was written by another version of the collector: run that version")
     if db.pragma("user_version") == SCHEMA_VERSION:
         return
@@ -224,10 +238,14 @@ def _prepare(db: apsw.Connection) -> None:
     try:
         before = db.pragma("user_version")
         if before == 0:
-            db.execute(SCHEMA)
+            db.execute(SCHEMA + _ROLL)
             db.execute("INSERT INTO meta (id) VALUES (?)", (secrets.token_hex(16),))
         elif before == 1:
-            db.execute(_FROM_1 + SCHEMA + _AFTER_1)
+            db.execute(_FROM_1 + SCHEMA + _AFTER_1 + _ROLL)
+            say_what_waits(db)
+        elif before == 2:
+            db.execute(_FROM_2 + _ROLL)
+            say_what_waits(db)
         db.pragma("user_version", SCHEMA_VERSION)
         db.execute("COMMIT")
     except BaseException:

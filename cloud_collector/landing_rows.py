@@ -32,16 +32,6 @@ def mark_sealed(db: Statements, digests: Mapping[int, bytes]) -> None:
     db.executemany("DELETE FROM waiting WHERE id = ?", [(landing_id,) for landing_id in digests])
 
 
-def behind(db: Statements, plan_hash: bytes) -> dict[tuple[str, str], tuple[int, int]]:
-    """After a restore: by tenant and agent, from when until when a release may have been acked and lost."""
-    query = (
-        "SELECT tenant, agents.agent, from_us, until_us FROM behind JOIN agents ON agents.no = behind.agent "
-        "JOIN plans ON plans.no = plan WHERE until_us > from_us AND hash = ?"
-    )
-    rows: list[Any] = db.execute(query, (plan_hash,)).fetchall()
-    return {(tenant, agent): (from_us, until_us) for tenant, agent, from_us, until_us in rows}
-
-
 def mark_restored(db: Statements, every_us: Mapping[bytes, int], *, who: str) -> None:
     """From each agent's last window on, what does not come any more may have been acked and lost.
 
@@ -66,20 +56,22 @@ def mark_restored(db: Statements, every_us: Mapping[bytes, int], *, who: str) ->
     fence.note(db, "", "", Action.RESTORED, reason="restored", who=who)
 
 
-def seen(db: Statements) -> list[AgentSeen]:
-    """Every agent that a release was accepted from, or that is fenced, by tenant and name."""
+def seen(db: Statements, tenant: str | None, agent: str | None, limit: int) -> list[AgentSeen]:
+    """Agents that a release was accepted from, or that are fenced, by tenant and name; so many at most."""
     query = (
         "SELECT tenant, agents.agent, journals.incarnation, coalesce(head_seq, 0), agents.releases, "
         "coalesce(head_seq - journals.releases, 0), agents.journals, last_window_end_us, reason, "
         "EXISTS (SELECT 1 FROM behind WHERE behind.agent = agents.no AND until_us > from_us) "
         "FROM agents LEFT JOIN journals ON journals.agent = agents.no AND journals.journal = agents.journal "
         "LEFT JOIN fences ON fences.agent = agents.no "
-        "WHERE agents.releases > 0 OR reason IS NOT NULL ORDER BY tenant, agents.agent"
+        "WHERE (agents.releases > 0 OR reason IS NOT NULL) AND tenant = coalesce(?, tenant) "
+        "AND agents.agent = coalesce(?, agents.agent) ORDER BY tenant, agents.agent LIMIT ?"
     )
+    rows: list[Any] = db.execute(query, (tenant, agent, limit)).fetchall()
     return [
         AgentSeen(
-            tenant=tenant,
-            agent=agent,
+            tenant=of,
+            agent=name,
             incarnation="" if incarnation is None else incarnation.hex(),
             last_seq=seq,
             releases=releases,
@@ -89,5 +81,5 @@ def seen(db: Statements) -> list[AgentSeen]:
             last_window_end=from_us(end_us),
             fence=None if reason is None else Reason(reason),
         )
-        for tenant, agent, incarnation, seq, releases, missing, journals, end_us, reason, behind in db.execute(query)
+        for of, name, incarnation, seq, releases, missing, journals, end_us, reason, behind in rows
     ]

@@ -26,6 +26,7 @@ from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.landing_file import BOUND
 from cloud_collector.landing_session import Session, connected, psycopg
 from cloud_collector.landing_store import Broken
+from cloud_collector.statuses import say_what_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TRIES = 5
+_BEFORE = 2
+"""The version of the tables that is brought up to date."""
 _MAKE, _GATE, _SEAL = "make", "gate", "seal"
 _KEY = "hashtextextended(current_schema() || '/edge-aggregator/' || %s, 0)"
 """Locks are a server's numbers; ours stand apart by the schema and by what they are for."""
@@ -114,6 +117,7 @@ class LandingServer:
             session = Session(rowwise=True)
             session.use(connected(self._database))
             with session.closing():
+                session.native("SET idle_in_transaction_session_timeout = '10min'")  # nobody waits for one who reads
                 session.native("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 yield session
         except psycopg.Error as error:
@@ -163,7 +167,14 @@ class LandingServer:
                 self.db.execute(
                     "INSERT INTO meta (id, version) VALUES (?, ?)", (secrets.token_hex(16), landing_tables.VERSION)
                 )
-            elif self.db.execute("SELECT version FROM meta").get != landing_tables.VERSION:
+                return
+            version = self.db.execute("SELECT version FROM meta").get
+            if version == _BEFORE:
+                for one in landing_tables.FROM_2:
+                    self.db.native(one)
+                say_what_waits(self.db)
+                self.db.execute("UPDATE meta SET version = ?", (landing_tables.VERSION,))
+            elif version != landing_tables.VERSION:
                 raise StoreFailed("the landing was written by another version of the collector: run that version")
 
     def _hold(self, agents: list[tuple[str, str]]) -> None:

@@ -1,17 +1,19 @@
 """What a landing asks of the database below it, whichever that is.
 
 Place: below the landing. `landing_file.py` (SQLite, one machine) and `landing_server.py` (PostgreSQL, for collectors on
-several) each have one. What is decided and written is the same statements over both: `chain.py`,
-`fence.py`, `landing_rows.py`. A database has its own table definitions, transactions, locks and failures, nothing else.
-Statements are in the words that both speak: `?` for a parameter, an explicit target after ON CONFLICT, RETURNING.
+several) each have one. What is decided, written and counted is the same statements over both: `chain.py`, `fence.py`,
+`register.py`, `roll_call.py`, `landing_rows.py`. A database has its own table definitions, transactions, locks and
+failures, nothing else. Statements are in the words that both speak: `?` for a parameter, an explicit target after ON
+CONFLICT, RETURNING, CASE for the larger of two, `json_each` over an object for a list of names.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -19,6 +21,7 @@ T = TypeVar("T")
 
 LAST_ID = 2**63 - 1
 """No id is above it."""
+_NAME = re.compile(r":([a-z_]+)")
 
 
 class Rows(Protocol):
@@ -59,6 +62,25 @@ class Broken(Exception):
     def __init__(self, cause: str, *, fatal: bool) -> None:
         super().__init__(cause)
         self.cause, self.fatal = cause, fatal
+
+
+def worded(template: str, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """A statement whose parameters have names, in the words that both speak.
+
+    Args:
+        template: has `:name` for each parameter, as often as it is used.
+        values: by name. An int is said to be one: a server guesses from where it stands, and may guess a narrower one.
+
+    Returns:
+        The statement and its parameters, for :meth:`Statements.execute`.
+    """
+    params: list[Any] = []
+
+    def put(found: re.Match[str]) -> str:
+        params.append(values[found[1]])
+        return "CAST(? AS BIGINT)" if isinstance(params[-1], int) else "?"
+
+    return _NAME.sub(put, template), params
 
 
 class Store(Protocol):

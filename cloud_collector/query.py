@@ -17,39 +17,44 @@ import contextlib
 import itertools
 import math
 import time
-from collections import defaultdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
 from cloud_collector import estimate
-from cloud_collector.coverage import Absence, Coverage
+from cloud_collector.absence import Due
+from cloud_collector.attendance import ABSENT, Attendance, Roster, attended
+from cloud_collector.coverage import Absences, Told
 from cloud_collector.errors import PlanUnknown
 from cloud_collector.freshness import concerns
-from cloud_collector.question import COVERAGE, Asked, Grid, Node, Question, require, shown
+from cloud_collector.question import COVERAGE, Asked, Question, require, shown, window_us
 from cloud_collector.rolled import Rolled, fits
 from cloud_collector.telemetry import Event, emit
 from cloud_collector.totals import Held, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from cloud_collector.caller import Caller
     from cloud_collector.combine import Total
-    from cloud_collector.coverage import Covered
+    from cloud_collector.coverage import Coverage, Covered, Facts
     from cloud_collector.lake import Lake
     from cloud_collector.plans import PlanRegistry, RegisteredPlan
+    from cloud_collector.question import Grid, Node
     from cloud_collector.rollup import Rollups
     from cloud_collector.totals import Key
     from edge_agg.contract.plan import PlanHash
-    from edge_agg.contract.v1.query_pb2 import EstimateRequest
+    from edge_agg.contract.v1.query_pb2 import CoverageRequest, EstimateRequest
 
 MAX_ROWS = 100_000
 """Rows of one answer; a question that asks for more is refused before it is worked on."""
 NOTE = "an interval covers the noise alone: bias from clipping and bounding is not in it"
 NOTE_DISCOVERED = "; a sum over discovered keys adds up released ones only and leaves out those that were suppressed"
 _TIME = pa.timestamp("us", tz="UTC")
+_US = timedelta(microseconds=1)
 
 
 class Query:
@@ -62,12 +67,16 @@ class Query:
         catch_up: Callable[[], object],
         *,
         rollups: Rollups | None = None,
-        behind: Callable[[PlanHash], Mapping[Node, tuple[int, int]]] = lambda _: {},
+        known: Callable[[PlanHash, str, str | None], AbstractContextManager[Facts]] = lambda *_: contextlib.nullcontext(
+            Told()
+        ),
         waiting: Callable[[PlanHash], Mapping[Node, tuple[int, int]]] | None = None,
+        grace: timedelta = timedelta(hours=1),
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._rollups = rollups
         self._waiting = waiting
-        self._behind = behind
+        self._known, self._grace, self._now_us = known, grace, now_us
         self._registry = registry
         self._lake = lake
         self._catch_up = catch_up
@@ -77,14 +86,11 @@ class Query:
 
     def answer(self, request: EstimateRequest, asker: Caller) -> bytes:
         """Answer a question from the wire with one Arrow IPC stream; raises as :meth:`estimate` does."""
-        begun = time.monotonic()
-        table = self.estimate(Question.read(request), asker)
-        duration_s = round(time.monotonic() - begun, 6)
-        emit(Event.QUERY_ANSWERED, plan=request.plan, rows=table.num_rows, duration_s=duration_s)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
+        return _streamed(request.plan, lambda: self.estimate(Question.read(request), asker))
+
+    def answer_coverage(self, request: CoverageRequest, asker: Caller) -> bytes:
+        """The same for a question about who reported; raises as :meth:`coverage` does."""
+        return _streamed(request.plan, lambda: self.coverage(Attendance.read(request), asker))
 
     def estimate(self, question: Question, asker: Caller) -> pa.Table:
         """Answer one question.
@@ -106,24 +112,57 @@ class Query:
             QuestionInvalid: the text names what the plan does not have; fix the question.
             StoreFailed: the disk failed while the landing was sealed.
         """
-        registered = self._registry.find(question.plan, question.version, asker.tenant)
+        registered = self._find(question.plan, question.version, asker)
+        asked = Asked.of(registered.plan, question, home=registered.tenant)
+        return self._looked_up(registered, asked, asker, _answer, rolled=fits(asked))
+
+    def coverage(self, question: Attendance, asker: Caller) -> pa.Table:
+        """Say what became of every window that was to be reported.
+
+        Returns:
+            One row a bucket and node, or a bucket, as `Attended` has it.
+
+        Raises:
+            As :meth:`estimate`.
+        """
+        registered = self._find(question.plan, question.version, asker)
+        asked = Asked.of(registered.plan, question.of(registered.plan), home=registered.tenant)
+        return self._looked_up(registered, asked, asker, _attendance, rolled=True)
+
+    def _find(self, plan: str, version: int | None, asker: Caller) -> RegisteredPlan:
+        registered = self._registry.find(plan, version, asker.tenant)
         if not asker.may_ask(registered.tenant, registered.plan.name):
             raise PlanUnknown("no registered plan has this name and version; run `cloud-collector plans add`")
-        asked = Asked.of(registered.plan, question, home=registered.tenant)
-        rolled = self._caught_up(question, registered, asker.tenant)
-        with contextlib.nullcontext() if rolled is None else contextlib.closing(rolled):
-            plan, plan_hash = registered.plan, registered.hash
-            absence = Absence(behind=self._behind(plan_hash), retired_us=self._lake.retired_us(plan, plan_hash))
-            if rolled is not None and fits(asked):
-                return _answer(asked, registered, rolled, absence)
-            seen = None if rolled is None else rolled.seen()  # read before the lake, which holds all that it tells of
+        return registered
+
+    def _looked_up(
+        self,
+        registered: RegisteredPlan,
+        asked: Asked,
+        asker: Caller,
+        answer: Callable[[Asked, RegisteredPlan, Rows | Rolled, Absences], pa.Table],
+        *,
+        rolled: bool,
+    ) -> pa.Table:
+        plan, plan_hash = registered.plan, registered.hash
+        due = Due(window_us=window_us(plan), allowed_us=(plan.lateness + self._grace) // _US, now_us=self._now_us())
+        with contextlib.ExitStack() as views:
+            # Before what waits is sealed: what a chain had passed by then is in the lake when that is read.
+            facts = views.enter_context(self._known(plan_hash, plan.name, asker.tenant))
+            sums = self._caught_up(asked.question, registered, asker.tenant)
+            if sums is not None:
+                views.callback(sums.close)
+            absences = Absences(due=due, facts=facts, retired_us=self._lake.retired_us(plan, plan_hash))
+            if sums is not None and rolled:
+                return answer(asked, registered, sums, absences)
+            seen = None if sums is None else sums.seen()  # read before the lake, which holds all that it tells of
             at = self._lake.snapshot(plan, plan_hash)
 
             def files(start: int | None, end: int | None) -> list[str]:
                 return self._lake.files(plan, plan_hash, at, start_us=start, end_us=end, tenant=asker.tenant)
 
-            with contextlib.closing(self._duck.cursor()) as duck:
-                return _answer(asked, registered, Rows(duck, files, tenant=asker.tenant, seen=seen), absence)
+            duck = views.enter_context(contextlib.closing(self._duck.cursor()))
+            return answer(asked, registered, Rows(duck, files, tenant=asker.tenant, seen=seen), absences)
 
     def _caught_up(self, question: Question, registered: RegisteredPlan, tenant: str | None) -> Rolled | None:
         """The plan's roll-ups, if it has any, once all that would show in the answer is sealed."""
@@ -141,18 +180,31 @@ class Query:
         return Rolled(self._rollups.path, registered.plan, registered.hash, tenant=tenant)
 
 
-def _answer(asked: Asked, registered: RegisteredPlan, rows: Rows | Rolled, absence: Absence) -> pa.Table:
-    seen = rows.seen()
-    expected = _expected(registered, [node for node, _, _ in seen])
-    grid = Grid.of(asked, [first for _, first, _ in seen], [last for _, _, last in seen])
-    nodes = asked.select_nodes({*expected, *(node for node, _, _ in seen)})
+def _answer(asked: Asked, registered: RegisteredPlan, rows: Rows | Rolled, absences: Absences) -> pa.Table:
+    roster = Roster.of(asked, registered, rows, absences)
+    grid, nodes = roster.grid, roster.nodes
     _check_size(asked, grid, nodes)
     if asked.discovered in asked.question.by:
         asked = asked.found(rows.keys(asked, nodes, grid))
         _check_size(asked, grid, nodes)
-    coverage = Coverage(grid, expected, rows.records(nodes, grid), absence)
     held = rows.held(asked, nodes, grid)
-    return _table(asked, grid, nodes, rows.totals(asked, nodes, grid), _Behind(asked, nodes, coverage, held))
+    return _table(asked, grid, nodes, rows.totals(asked, nodes, grid), _Behind(asked, nodes, roster.coverage(), held))
+
+
+def _attendance(asked: Asked, registered: RegisteredPlan, rows: Rows | Rolled, absences: Absences) -> pa.Table:
+    roster = Roster.of(asked, registered, rows, absences)
+    _check_size(asked, roster.grid, roster.nodes)
+    return attended(asked, roster, absences)
+
+
+def _streamed(plan: str, ask: Callable[[], pa.Table]) -> bytes:
+    begun = time.monotonic()
+    table = ask()
+    emit(Event.QUERY_ANSWERED, plan=plan, rows=table.num_rows, duration_s=round(time.monotonic() - begun, 6))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]  # pyarrow ships no types
 
 
 class _Behind:
@@ -165,7 +217,7 @@ class _Behind:
         self._held = held
         self._whole: dict[tuple[int, Node | None], Covered] = {}
 
-    def of(self, bucket: int, key: Key) -> tuple[int, int, int, int, str]:
+    def of(self, bucket: int, key: Key) -> tuple[int, int, int, int, dict[str, int], str]:
         """The columns of coverage for one group."""
         asked = self._asked
         by = asked.question.by
@@ -210,17 +262,7 @@ def _schema(asked: Asked) -> pa.Schema:
     about = {"plan": asked.plan.name, "version": str(asked.plan.version), "metric": asked.metric.name}
     note = NOTE if asked.discovered is None else NOTE + NOTE_DISCOVERED
     about |= {"confidence": str(asked.question.confidence), "note": note}
-    return pa.schema([*fields, ("status", pa.string())], metadata=about)
-
-
-def _expected(registered: RegisteredPlan, seen: Sequence[Node]) -> list[Node]:
-    """The registered nodes, or all that were ever seen if none is registered."""
-    if not registered.nodes:
-        return list(seen)
-    by_name: dict[str, list[Node]] = defaultdict(list)
-    for node in seen:
-        by_name[shown(node, registered.tenant)].append(node)
-    return [node for name in registered.nodes for node in by_name.get(name, [(registered.tenant, name)])]
+    return pa.schema([*fields, ("absent", ABSENT), ("status", pa.string())], metadata=about)
 
 
 def _check_size(asked: Asked, grid: Grid, nodes: list[Node]) -> None:

@@ -88,6 +88,18 @@ class Rolled:
                     found[bucket, names[node]][status] += count
         return found
 
+    def present(self, nodes: list[Node], grid: Grid) -> dict[Node, list[int]]:
+        """By node, the starts of its windows that are on record, ascending."""
+        names = {no: (tenant, node) for no, tenant, node in self._run("SELECT no, tenant, node FROM nodes", ())}
+        asked = set(nodes)
+        wanted = {no for no, name in names.items() if name in asked}
+        query = "SELECT start_us, node FROM records WHERE plan = ? AND start_us >= ? AND start_us < ? ORDER BY start_us"
+        found: dict[Node, list[int]] = defaultdict(list)
+        for start, no in self._run(query, (self._number, grid.start, grid.end)):
+            if no in wanted:
+                found[names[no]].append(start)
+        return found
+
     def keys(self, asked: Asked, nodes: list[Node], grid: Grid) -> list[str]:
         """None: the plan discovers no keys."""
         del asked, nodes, grid

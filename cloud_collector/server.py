@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cloud_collector import metrics, tracing
+from cloud_collector.contacts import Contacts, note_until
 from cloud_collector.denied import DenyList
 from cloud_collector.enrollment import EnrollmentService
 from cloud_collector.errors import ConfigInvalid, StoreFailed
@@ -99,12 +100,16 @@ async def serve(
                 stores.lake,
                 turns.seal,
                 rollups=stores.rollups,
-                behind=landing.behind,
                 waiting=landing.waiting_of,
+                known=landing.known,
+                grace=config.grace,
             )
+            contacts = Contacts()
             services = Services(
-                collector=CollectorService(landing, plan_of(registry), door=pushes, max_batch=config.max_batch),
-                query=QueryService(registry, query.answer, door=questions),
+                collector=CollectorService(
+                    landing, plan_of(registry), door=pushes, max_batch=config.max_batch, contacts=contacts
+                ),
+                query=QueryService(registry, query, door=questions),
                 enrollment=_enrollment(config, enrollments),
             )
             up = asyncio.Event()
@@ -123,8 +128,11 @@ async def serve(
                 upkeep = stores.upkeep(registry, retention) if alone else None
                 keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
                 looking = asyncio.create_task(look_until(waits, config.tls if alone else None))
+                noting = asyncio.create_task(note_until(waits, contacts, landing, note_failure))
                 await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
-                await asyncio.gather(keeping, looking)
+                await asyncio.gather(keeping, looking, noting)
+            if not broken.is_set():
+                await asyncio.to_thread(contacts.write, landing)
         if alone and not broken.is_set():
             await asyncio.to_thread(turns.seal)
     emit(Event.COLLECTOR_STOPPED)
@@ -260,4 +268,5 @@ def _gate(config: Config) -> Iterator[Gate]:
         return
     denied = DenyList(config.tls.denied_file)
     with contextlib.closing(Tokens(config.tokens_path)) as tokens:
-        yield Gate(Identification(domain=config.tls.trust_domain, denied=denied, tokens=tokens, now=_now))
+        domain = config.tls.trust_domain
+        yield Gate(Identification(domain=domain, denied=denied, tokens=tokens, now=_now, scopes=config.scopes))

@@ -25,6 +25,7 @@ import grpc
 
 from cloud_collector import metrics, tracing
 from cloud_collector.admission import Refused, admit
+from cloud_collector.contacts import Contacts
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.gate import caller, fail, refuse
 from cloud_collector.groups import Groups
@@ -36,7 +37,7 @@ from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceServicer
 from edge_agg.contract.v1.query_pb2_grpc import QueryServiceServicer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from cloud_collector.admission import Admitted
@@ -54,6 +55,18 @@ class Lookup(Protocol):
 
     def __call__(self, plan_hash: PlanHash, *, tenant: str | None = None) -> Plan | None:
         """The plan, or None."""
+        ...
+
+
+class Answers(Protocol):
+    """Answers analysts' questions, each as one Arrow IPC stream."""
+
+    def answer(self, request: query_pb2.EstimateRequest, asker: Caller) -> bytes:
+        """Estimates."""
+        ...
+
+    def answer_coverage(self, request: query_pb2.CoverageRequest, asker: Caller) -> bytes:
+        """Who reported."""
         ...
 
 
@@ -121,7 +134,10 @@ class Door:
 class CollectorService(CollectorServiceServicer):
     """Takes batches of releases."""
 
-    def __init__(self, landing: Lands, lookup: Lookup, *, door: Door, max_batch: int) -> None:
+    def __init__(
+        self, landing: Lands, lookup: Lookup, *, door: Door, max_batch: int, contacts: Contacts | None = None
+    ) -> None:
+        self._contacts = Contacts() if contacts is None else contacts
         self._groups = Groups(landing)
         self._lookup = lookup
         self._door = door
@@ -157,6 +173,7 @@ class CollectorService(CollectorServiceServicer):
         self, batch: Sequence[SealedRelease], judged: list[Admitted | Refusal]
     ) -> collector_pb2.PushReleasesResponse:
         admitted = [one for one in judged if not isinstance(one, Refusal)]
+        self._contacts.note(caller(), {(one.release.tenant, one.release.agent) for one in admitted})
         landed = [(one.release, one.sealed) for one in admitted]
         with metrics.waiting(len(landed)):
             verdicts = iter(await self._groups.land(landed) if landed else [])
@@ -177,11 +194,9 @@ class CollectorService(CollectorServiceServicer):
 class QueryService(QueryServiceServicer):
     """Answers analysts."""
 
-    def __init__(
-        self, registry: PlanRegistry, answer: Callable[[query_pb2.EstimateRequest, Caller], bytes], *, door: Door
-    ) -> None:
+    def __init__(self, registry: PlanRegistry, query: Answers, *, door: Door) -> None:
         self._registry = registry
-        self._answer = answer
+        self._query = query
         self._door = door
 
     async def ListPlans(  # noqa: N802  # the contract's name
@@ -198,9 +213,22 @@ class QueryService(QueryServiceServicer):
     ) -> AsyncIterator[query_pb2.EstimateResponse]:
         """Answer one question as one Arrow IPC stream, in pieces."""
         async with self._door.opened("Estimate", context):
-            answer = await self._door.work(self._answer, request, caller())
-            for at in range(0, len(answer), CHUNK_BYTES):  # inside the door: a slow reader's answer counts as in work
-                yield query_pb2.EstimateResponse(arrow=answer[at : at + CHUNK_BYTES])
+            answer = await self._door.work(self._query.answer, request, caller())
+            for part in _chunks(answer):  # inside the door: a slow reader's answer counts as in work
+                yield query_pb2.EstimateResponse(arrow=part)
+
+    async def Coverage(  # noqa: N802  # the contract's name
+        self, request: query_pb2.CoverageRequest, context: Context
+    ) -> AsyncIterator[query_pb2.CoverageResponse]:
+        """Say who reported, as one Arrow IPC stream, in pieces."""
+        async with self._door.opened("Coverage", context):
+            answer = await self._door.work(self._query.answer_coverage, request, caller())
+            for part in _chunks(answer):
+                yield query_pb2.CoverageResponse(arrow=part)
+
+
+def _chunks(answer: bytes) -> Iterator[bytes]:
+    return (answer[at : at + CHUNK_BYTES] for at in range(0, len(answer), CHUNK_BYTES))
 
 
 def _listed(plans: Iterable[RegisteredPlan], asker: Caller) -> list[query_pb2.RegisteredPlan]:

@@ -82,6 +82,14 @@ class Rows:
             found[bucket, (tenant, node)][status] = windows
         return found
 
+    def present(self, nodes: list[Node], grid: Grid) -> dict[Node, list[int]]:
+        """By node, the starts of its windows that are on record, ascending."""
+        found: dict[Node, list[int]] = defaultdict(list)
+        where, params = _in_range(nodes, grid)
+        for tenant, node, start in sorted(self._run("tenant, node, epoch_us(window_start)", where, params)):
+            found[tenant, node].append(start)
+        return found
+
     def keys(self, asked: Asked, nodes: list[Node], grid: Grid) -> list[str]:
         """The discovered keys that these nodes released in the range, or those that the question names; in no order."""
         if asked.discovered is None:

@@ -46,7 +46,7 @@ MAX_COLUMNS = 4_096
 """Columns of one payload: its schema lists them."""
 RESERVED = frozenset(
     {"tenant", "node", "window_start", "window_end", "status", "landing_id", "start", "end", "value", "lo", "hi"}
-    | {"nodes_reporting", "nodes_expected", "windows_reporting", "windows_expected"}
+    | {"nodes_reporting", "nodes_expected", "windows_reporting", "windows_expected", "absent"}
 )
 """Names that the lake and the answers use themselves; engines that read the lake do not tell case apart."""
 ANSWERS = frozenset({"quantile", "bin_lower", "bin_upper"})

@@ -16,7 +16,10 @@ import grpc
 
 from edge_agg.clock import SystemClock
 from edge_agg.doctor.finding import Finding, fine, odd, wrong
-from edge_agg.errors import EdgeError
+from edge_agg.errors import ConfigInvalid, EdgeError
+from edge_agg.identity import files as disk
+from edge_agg.identity.credentials import check_named, lifetime_of
+from edge_agg.identity.files import IdentityFiles
 from edge_agg.ingest.kinds import source_of
 from edge_agg.journal import Journal
 from edge_agg.lock import holder
@@ -106,6 +109,8 @@ def examine_sources(config: Config, plans: Sequence[Plan]) -> Iterator[Finding]:
 
 def examine_files(config: Config, *, now: datetime) -> Iterator[Finding]:
     """The files of secrets and certificates that the config names."""
+    if config.collector.cert_file is not None:
+        yield _own_certificate(config, now)
     for i, table in enumerate(config.source):
         for field in ("token_file", "password_file"):
             if (name := getattr(table, field, None)) is not None:
@@ -153,6 +158,29 @@ def _policy_file(path: Path) -> Finding:
     if loose:
         return wrong(about, f"{path} may be changed by others", "Only the device's owner decides: chmod go-w it.")
     return fine(about, "its owner's to change")
+
+
+def _own_certificate(config: Config, now: datetime) -> Finding:
+    """The agent's own: it warns and renews at two thirds of its life, and so does this."""
+    about, held = "certificate", lifetime_of(config.collector)
+    again = "Enroll again with a new one-time token: `edge-agg enroll --replace`. What is sealed is kept."
+    if held is None:
+        return wrong(about, f"{config.collector.cert_file} cannot be read", again)
+    table = config.collector
+    files = IdentityFiles(ca=Path(str(table.ca_file)), cert=Path(str(table.cert_file)), key=Path(str(table.key_file)))
+    try:
+        disk.read(files)
+        check_named(files, tenant=config.agent.tenant, agent=config.agent.name)
+    except ConfigInvalid as error:
+        return wrong(about, str(error), again)
+    if now >= held.ends:
+        return wrong(about, f"ended on {held.ends:%Y-%m-%d %H:%M}", again)
+    if now < held.begins:
+        return wrong(about, f"is not good before {held.begins:%Y-%m-%d %H:%M}", "Look at the device's clock.")
+    if now >= held.due:
+        remedy = "The agent asks for another every hour: see `renewal_failed` in its log, or enroll again."
+        return odd(about, f"ends on {held.ends:%Y-%m-%d %H:%M}, and was to be renewed on {held.due:%Y-%m-%d}", remedy)
+    return fine(about, f"good until {held.ends:%Y-%m-%d %H:%M}")
 
 
 def _certificates(about: str, path: Path, now: datetime) -> Finding:

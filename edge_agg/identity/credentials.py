@@ -36,6 +36,19 @@ class Held:
     ends: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetime:
+    """When a certificate is good, and when it is to be renewed."""
+
+    begins: datetime
+    ends: datetime
+
+    @property
+    def due(self) -> datetime:
+        """When the agent renews: at two thirds of the certificate's life, and says `certificate_aged`."""
+        return self.begins + (self.ends - self.begins) * 2 / 3
+
+
 class Credentials:
     """An agent's identity.
 
@@ -66,9 +79,7 @@ class Credentials:
 
     def check(self, *, tenant: str, agent: str) -> None:
         """Refuse to start as an agent that the certificate does not name; raises ConfigInvalid."""
-        held = self._held.id
-        if (held.tenant, held.name, held.analyst) != (tenant, agent, False):
-            raise ConfigInvalid("$.collector.cert_file: is of another tenant or agent than [agent] says")
+        _check_named(self._held.id, tenant=tenant, agent=agent)
 
 
 def credentials_of(table: CollectorTable, *, tenant: str, agent: str) -> Credentials | None:
@@ -79,6 +90,35 @@ def credentials_of(table: CollectorTable, *, tenant: str, agent: str) -> Credent
     credentials = Credentials(files)
     credentials.check(tenant=tenant, agent=agent)
     return credentials
+
+
+def lifetime_of(table: CollectorTable) -> Lifetime | None:
+    """Of the certificate that a config names, for those who only look; None without one, or if it cannot be read."""
+    if table.cert_file is None:
+        return None
+    try:
+        certificate = x509.load_pem_x509_certificate(Path(table.cert_file).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return Lifetime(begins=certificate.not_valid_before_utc, ends=certificate.not_valid_after_utc)
+
+
+def check_named(files: IdentityFiles, *, tenant: str, agent: str) -> None:
+    """The same check for those who only look; raises ConfigInvalid."""
+    _check_named(_named(files.cert.read_bytes())[1], tenant=tenant, agent=agent)
+
+
+def _check_named(held: SpiffeId, *, tenant: str, agent: str) -> None:
+    if (held.tenant, held.name, held.analyst) != (tenant, agent, False):
+        raise ConfigInvalid("$.collector.cert_file: is of another tenant or agent than [agent] says")
+
+
+def _named(chain: bytes) -> tuple[x509.Certificate, SpiffeId]:
+    try:
+        certificate = x509.load_pem_x509_certificate(chain)
+        return certificate, identity_of(certificate)
+    except (ValueError, IdentityInvalid):
+        raise ConfigInvalid("$.collector.cert_file: names no agent; it needs one SPIFFE id") from None
 
 
 def identity_of(certificate: x509.Certificate) -> SpiffeId:
@@ -93,11 +133,7 @@ def identity_of(certificate: x509.Certificate) -> SpiffeId:
 
 def _read(files: IdentityFiles) -> Held:
     ca, chain, key = disk.read(files)
-    try:
-        certificate = x509.load_pem_x509_certificate(chain)
-        identity = identity_of(certificate)
-    except (ValueError, IdentityInvalid):
-        raise ConfigInvalid("$.collector.cert_file: names no agent; it needs one SPIFFE id") from None
+    certificate, identity = _named(chain)
     return Held(
         channel=grpc.ssl_channel_credentials(ca, key, chain),
         id=identity,

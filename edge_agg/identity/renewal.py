@@ -19,6 +19,7 @@ from edge_agg.contract.v1 import enrollment_pb2 as pb
 from edge_agg.contract.v1.enrollment_pb2_grpc import EnrollmentServiceStub
 from edge_agg.errors import ConfigInvalid, EnrollmentFailed
 from edge_agg.identity import files as disk
+from edge_agg.identity.credentials import Lifetime
 from edge_agg.identity.request import Request
 from edge_agg.telemetry import Event, emit
 
@@ -86,4 +87,4 @@ class Renewal:
 
 def due(held: Held) -> datetime:
     """When a certificate is to be renewed."""
-    return held.begins + (held.ends - held.begins) * 2 / 3
+    return Lifetime(begins=held.begins, ends=held.ends).due

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from edge_agg.config import bytes_of, discovery_of, horizon_of, plans_of
 from edge_agg.contract.plan import plan_hash
+from edge_agg.identity.credentials import lifetime_of
 from edge_agg.journal import Journal
 from edge_agg.lock import holder
 from edge_agg.policy import Policy, load_policy, objections
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from edge_agg.config import Config
     from edge_agg.contract.plan import Plan
+    from edge_agg.identity.credentials import Lifetime
     from edge_agg.journal import Parked
     from edge_agg.policy import Objection
     from edge_agg.privacy.ledger import Budget
@@ -89,6 +91,8 @@ class State:
     parked: Sequence[Parked]
     accounts: Sequence[AccountState]
     local_counts: Mapping[str, int]
+    certificate: Lifetime | None = None
+    """Of the certificate that the agent shows; None without TLS, or where the file cannot be read."""
 
 
 def look(config: Config, plans: Sequence[Plan], *, now: datetime) -> State:
@@ -135,6 +139,7 @@ def look(config: Config, plans: Sequence[Plan], *, now: datetime) -> State:
             parked=journal.parked(),
             accounts=[AccountState(name=one.account.name, spent=one.spent(), lasts=one.lasts()) for one in found],
             local_counts=journal.local_counts(),
+            certificate=lifetime_of(config.collector),
         )
     finally:
         journal.close()

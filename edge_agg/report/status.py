@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from edge_agg.identity.credentials import Lifetime
     from edge_agg.report.live import Live
     from edge_agg.report.state import PlanState, State
 
@@ -70,8 +71,18 @@ def _show_process(console: Console, state: State) -> None:
     spool = f", {_size(live.spool_bytes)} of it raw events" if live is not None and live.spool_quota else ""
     free = f"{_size(state.disk_free)} free beside it"
     console.print(f"disk {_size(state.disk_bytes)} of {_size(state.disk_limit)}{spool}; {free}", highlight=False)
+    if state.certificate is not None:
+        console.print(_certificate(state.certificate, state.now), highlight=False)
     if live is not None:
         _show_live(console, state, live)
+
+
+def _certificate(held: Lifetime, now: datetime) -> str:
+    until = f"{held.ends:%Y-%m-%d %H:%M}"
+    if now >= held.ends:
+        return f"[red]certificate ended {until}[/]: `edge-agg enroll` again, with --replace; what is sealed is kept"
+    left = f"certificate ends {until}, in {_lasting((held.ends - now).total_seconds())}"
+    return left if now < held.due else f"[yellow]{left}[/]: it is due to be renewed since {held.due:%Y-%m-%d}"
 
 
 def _show_live(console: Console, state: State, live: Live) -> None:
@@ -149,6 +160,9 @@ def as_json(state: State) -> dict[str, Any]:
                 for one in state.parked
             ],
         },
+        "certificate": None
+        if state.certificate is None
+        else {"ends": _iso(state.certificate.ends), "renewal_due": _iso(state.certificate.due)},
         "accounts": [{"name": one.name, "spent": one.spent, "lasts": one.lasts} for one in state.accounts],
     }
 

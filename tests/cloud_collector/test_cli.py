@@ -118,7 +118,7 @@ def test_a_collector_serves_shows_its_fleet_and_stops(config: Path) -> None:
         assert line.startswith("listening on 127.0.0.1:")
         address = line.split()[-1]
         push(address, release("[red]jfk", 0), release("lga", 0), release("lga", 0, 2))
-        fleet = run("fleet", "--config", config)
+        fleet = run("fleet", "chains", "--config", config)
         assert fleet.exit_code == 0, fleet.output
         rows = [row.split() for row in fleet.output.splitlines()[1:]]
         assert [(row[1], row[-1]) for row in rows] == [("[red]jfk", "00:00Z"), ("lga", "conflict")]

@@ -14,6 +14,7 @@ import pytest
 import cloud_collector
 from cloud_collector.client import Client
 from cloud_collector.config import Config, PlanEntry
+from cloud_collector.coverage import REASONS
 from cloud_collector.errors import CollectorError, CollectorUnreachable, Overloaded, PlanUnknown, QuestionInvalid
 from cloud_collector.query import Query
 from tests.cloud_collector.front import PLAN_TEXT, push, release, running, week
@@ -82,6 +83,7 @@ def test_an_analyst_asks_in_one_line(c: Client) -> None:
         "nodes_expected": pl.Int64(),
         "windows_reporting": pl.Int64(),
         "windows_expected": pl.Int64(),
+        "absent": pl.Struct(dict.fromkeys(REASONS, pl.Int64())),
         "status": pl.String(),
     }
     assert frame["value"].sum() == 6 * 3 * (1 + 2 + 3 + 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_collector.coverage import Covered
+from cloud_collector.coverage import REASONS, Covered
 
 
 @given(
@@ -42,4 +42,5 @@ def test_the_most_frequent_reason_is_named() -> None:
 
     assert covered(offline=2, vetoed=2).status == "vetoed"
     assert covered(offline=3, lost=1).status == "offline"
-    assert covered(offline=3, lost=1).row == (1, 2, 1, 5, "offline")
+    absent = dict.fromkeys(REASONS, 0) | {"offline": 3, "lost": 1}
+    assert covered(offline=3, lost=1).row == (1, 2, 1, 5, absent, "offline")

@@ -80,13 +80,12 @@ class Collector:
     def answer(self, **asked: Any) -> list[dict[str, Any]]:
         """Ask, and find that the lake and the roll-ups say the same."""
         question = Question(plan=self.maker.plan.name, metric="departures", **asked)
-        behind = self.landing.behind
-        quick = Query(self.registry, self.lake, self.sealer.seal, rollups=self.rollups, behind=behind)
-        waiting = self.landing.waiting_of
+        known, waiting = self.landing.known, self.landing.waiting_of
+        quick = Query(self.registry, self.lake, self.sealer.seal, rollups=self.rollups, known=known)
         first = Query(
-            self.registry, self.lake, self.sealer.seal, rollups=self.rollups, behind=behind, waiting=waiting
+            self.registry, self.lake, self.sealer.seal, rollups=self.rollups, known=known, waiting=waiting
         ).estimate(question, LOCAL)
-        slow = Query(self.registry, self.lake, self.sealer.seal, behind=behind)
+        slow = Query(self.registry, self.lake, self.sealer.seal, known=known)
         said = quick.estimate(question, LOCAL)
         assert said.equals(first), "what it did not wait for would not have shown"
         assert said.equals(slow.estimate(question, LOCAL))

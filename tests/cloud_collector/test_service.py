@@ -71,6 +71,21 @@ class Doors:
     failures: list[str]
 
 
+@dataclass
+class FakeAnswers:
+    """Answers every question alike."""
+
+    said: Callable[[Any, Caller], bytes]
+
+    def answer(self, request: query_pb2.EstimateRequest, asker: Caller) -> bytes:
+        """As it was told."""
+        return self.said(request, asker)
+
+    def answer_coverage(self, request: query_pb2.CoverageRequest, asker: Caller) -> bytes:
+        """The same."""
+        return self.said(request, asker)
+
+
 def lookup(wanted: bytes, *, tenant: str | None = None) -> Plan | None:
     return PLAN if wanted == plan_hash(PLAN) else None
 
@@ -88,7 +103,7 @@ async def opened(
     door = Door(max_calls=max_calls, threads=2, store_failed=lambda: failures.append("store"))
     server = grpc.aio.server(interceptors=[Gate(local)])
     collector = CollectorService(landing, lookup, door=door, max_batch=max_batch)  # type: ignore[arg-type]  # a fake
-    query = QueryService(FakeRegistry(registered("a", "b")), answer, door=door)  # type: ignore[arg-type]  # a fake
+    query = QueryService(FakeRegistry(registered("a", "b")), FakeAnswers(answer), door=door)  # type: ignore[arg-type]  # a fake
     add_CollectorServiceServicer_to_server(collector, server)
     add_QueryServiceServicer_to_server(query, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -188,7 +188,7 @@ def test_fences_by_the_command_line_hold_at_every_collector(postgres: Postgres, 
     of_acme = ("--tenant", "acme", "--reason", "lent", "--config", config)
     assert run("fleet", "fence", "jfk", *of_acme).output == "fenced\n"
     assert land(database, maker.make(window=1)) == ["fenced"]
-    assert "FENCED: person" in run("fleet", "--config", config).output
+    assert "FENCED: person" in run("fleet", "chains", "--config", config).output
     assert run("fleet", "unfence", "jfk", *of_acme).output == "unfenced\n"
     assert land(database, maker.make(window=1)) == ["accepted"]
 
@@ -218,10 +218,13 @@ def test_a_dump_that_was_brought_back_says_what_it_may_lack(postgres: Postgres, 
     assert land(database, made[1], maker.make(window=0, seed=9), made[5]) == ["duplicate", "conflict", "fenced"]
     assert run("fleet", "unfence", "jfk", "--tenant", "acme", "--reason", "mine", "--config", config).exit_code == 0
     assert land(database, made[5]) == ["accepted"]
-    with contextlib.closing(Landing(database)) as landing:
-        lost = landing.behind(maker.hash)["acme", "jfk"]
+    with (
+        contextlib.closing(Landing(database)) as landing,
+        landing.known(maker.hash, maker.plan.name, "acme") as facts,
+    ):
+        lost = facts.of([("acme", "jfk")])["acme", "jfk"].behind
     assert [from_us(one) for one in lost] == [made[2].release.window_start, made[5].release.window_start]
-    assert "restored: behind" in run("fleet", "--config", config).output
+    assert "restored: behind" in run("fleet", "chains", "--config", config).output
 
 
 def test_a_password_comes_from_its_file(postgres: Postgres, tmp_path: Path, maker: Maker) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n edge_agg/contract/v1/query.proto\x12\x14\x65\x64ge_agg.contract.v1\"\x12\n\x10ListPlansRequest\"H\n\x11ListPlansResponse\x12\x33\n\x05plans\x18\x01 \x03(\x0b\x32$.edge_agg.contract.v1.RegisteredPlan\"@\n\x0eRegisteredPlan\x12\x11\n\tplan_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x03(\t\"(\n\x06\x46ilter\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"\x9a\x02\n\x0f\x45stimateRequest\x12\x0c\n\x04plan\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\n\n\x02\x62y\x18\x04 \x03(\t\x12\x15\n\x08\x65very_us\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12+\n\x05where\x18\x06 \x03(\x0b\x32\x1c.edge_agg.contract.v1.Filter\x12\x15\n\x08start_us\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x06\x65nd_us\x18\x08 \x01(\x03H\x03\x88\x01\x01\x12\x17\n\nconfidence\x18\t \x01(\x01H\x04\x88\x01\x01\x42\n\n\x08_versionB\x0b\n\t_every_usB\x0b\n\t_start_usB\t\n\x07_end_usB\r\n\x0b_confidence\"!\n\x10\x45stimateResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\x32\xc9\x01\n\x0cQueryService\x12\\\n\tListPlans\x12&.edge_agg.contract.v1.ListPlansRequest\x1a\'.edge_agg.contract.v1.ListPlansResponse\x12[\n\x08\x45stimate\x12%.edge_agg.contract.v1.EstimateRequest\x1a&.edge_agg.contract.v1.EstimateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n edge_agg/contract/v1/query.proto\x12\x14\x65\x64ge_agg.contract.v1\"\x12\n\x10ListPlansRequest\"H\n\x11ListPlansResponse\x12\x33\n\x05plans\x18\x01 \x03(\x0b\x32$.edge_agg.contract.v1.RegisteredPlan\"@\n\x0eRegisteredPlan\x12\x11\n\tplan_hash\x18\x01 \x01(\x0c\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x03(\t\"(\n\x06\x46ilter\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"\x9a\x02\n\x0f\x45stimateRequest\x12\x0c\n\x04plan\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\n\n\x02\x62y\x18\x04 \x03(\t\x12\x15\n\x08\x65very_us\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12+\n\x05where\x18\x06 \x03(\x0b\x32\x1c.edge_agg.contract.v1.Filter\x12\x15\n\x08start_us\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x06\x65nd_us\x18\x08 \x01(\x03H\x03\x88\x01\x01\x12\x17\n\nconfidence\x18\t \x01(\x01H\x04\x88\x01\x01\x42\n\n\x08_versionB\x0b\n\t_every_usB\x0b\n\t_start_usB\t\n\x07_end_usB\r\n\x0b_confidence\"!\n\x10\x45stimateResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\"\xc7\x01\n\x0f\x43overageRequest\x12\x0c\n\x04plan\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05nodes\x18\x03 \x03(\t\x12\x15\n\x08\x65very_us\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x15\n\x08start_us\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x06\x65nd_us\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\r\n\x05total\x18\x07 \x01(\x08\x42\n\n\x08_versionB\x0b\n\t_every_usB\x0b\n\t_start_usB\t\n\x07_end_us\"!\n\x10\x43overageResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\x32\xa6\x02\n\x0cQueryService\x12\\\n\tListPlans\x12&.edge_agg.contract.v1.ListPlansRequest\x1a\'.edge_agg.contract.v1.ListPlansResponse\x12[\n\x08\x45stimate\x12%.edge_agg.contract.v1.EstimateRequest\x1a&.edge_agg.contract.v1.EstimateResponse0\x01\x12[\n\x08\x43overage\x12%.edge_agg.contract.v1.CoverageRequest\x1a&.edge_agg.contract.v1.CoverageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ESTIMATEREQUEST']._serialized_end=543
   _globals['_ESTIMATERESPONSE']._serialized_start=545
   _globals['_ESTIMATERESPONSE']._serialized_end=578
-  _globals['_QUERYSERVICE']._serialized_start=581
-  _globals['_QUERYSERVICE']._serialized_end=782
+  _globals['_COVERAGEREQUEST']._serialized_start=581
+  _globals['_COVERAGEREQUEST']._serialized_end=780
+  _globals['_COVERAGERESPONSE']._serialized_start=782
+  _globals['_COVERAGERESPONSE']._serialized_end=815
+  _globals['_QUERYSERVICE']._serialized_start=818
+  _globals['_QUERYSERVICE']._serialized_end=1112
 # @@protoc_insertion_point(module_scope)

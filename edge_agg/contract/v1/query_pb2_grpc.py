@@ -45,6 +45,11 @@ class QueryServiceStub:
                 request_serializer=edge__agg_dot_contract_dot_v1_dot_query__pb2.EstimateRequest.SerializeToString,
                 response_deserializer=edge__agg_dot_contract_dot_v1_dot_query__pb2.EstimateResponse.FromString,
                 _registered_method=True)
+        self.Coverage = channel.unary_stream(
+                '/edge_agg.contract.v1.QueryService/Coverage',
+                request_serializer=edge__agg_dot_contract_dot_v1_dot_query__pb2.CoverageRequest.SerializeToString,
+                response_deserializer=edge__agg_dot_contract_dot_v1_dot_query__pb2.CoverageResponse.FromString,
+                _registered_method=True)
 
 
 class QueryServiceServicer:
@@ -65,6 +70,13 @@ class QueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Coverage(self, request, context):
+        """What became of every window that was to be reported, as one Arrow IPC stream cut into chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_QueryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_QueryServiceServicer_to_server(servicer, server):
                     servicer.Estimate,
                     request_deserializer=edge__agg_dot_contract_dot_v1_dot_query__pb2.EstimateRequest.FromString,
                     response_serializer=edge__agg_dot_contract_dot_v1_dot_query__pb2.EstimateResponse.SerializeToString,
+            ),
+            'Coverage': grpc.unary_stream_rpc_method_handler(
+                    servicer.Coverage,
+                    request_deserializer=edge__agg_dot_contract_dot_v1_dot_query__pb2.CoverageRequest.FromString,
+                    response_serializer=edge__agg_dot_contract_dot_v1_dot_query__pb2.CoverageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class QueryService:
             '/edge_agg.contract.v1.QueryService/Estimate',
             edge__agg_dot_contract_dot_v1_dot_query__pb2.EstimateRequest.SerializeToString,
             edge__agg_dot_contract_dot_v1_dot_query__pb2.EstimateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Coverage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edge_agg.contract.v1.QueryService/Coverage',
+            edge__agg_dot_contract_dot_v1_dot_query__pb2.CoverageRequest.SerializeToString,
+            edge__agg_dot_contract_dot_v1_dot_query__pb2.CoverageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class QueryServiceStub:
     """The registered plans."""
     Estimate: _grpc.UnaryStreamMultiCallable[_query_pb2.EstimateRequest, _query_pb2.EstimateResponse]
     """Estimates with intervals and coverage, as one Arrow IPC stream cut into chunks."""
+    Coverage: _grpc.UnaryStreamMultiCallable[_query_pb2.CoverageRequest, _query_pb2.CoverageResponse]
+    """What became of every window that was to be reported, as one Arrow IPC stream cut into chunks."""
 
 @_typing.type_check_only
 class QueryServiceAsyncStub(QueryServiceStub):
@@ -47,6 +49,8 @@ class QueryServiceAsyncStub(QueryServiceStub):
     """The registered plans."""
     Estimate: _aio.UnaryStreamMultiCallable[_query_pb2.EstimateRequest, _query_pb2.EstimateResponse]  # type: ignore[assignment]
     """Estimates with intervals and coverage, as one Arrow IPC stream cut into chunks."""
+    Coverage: _aio.UnaryStreamMultiCallable[_query_pb2.CoverageRequest, _query_pb2.CoverageResponse]  # type: ignore[assignment]
+    """What became of every window that was to be reported, as one Arrow IPC stream cut into chunks."""
 
 class QueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers questions about what was released."""
@@ -66,5 +70,13 @@ class QueryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_query_pb2.EstimateResponse], _abc.AsyncIterator[_query_pb2.EstimateResponse]]:
         """Estimates with intervals and coverage, as one Arrow IPC stream cut into chunks."""
+
+    @_abc_1.abstractmethod
+    def Coverage(
+        self,
+        request: _query_pb2.CoverageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_query_pb2.CoverageResponse], _abc.AsyncIterator[_query_pb2.CoverageResponse]]:
+        """What became of every window that was to be reported, as one Arrow IPC stream cut into chunks."""
 
 def add_QueryServiceServicer_to_server(servicer: QueryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

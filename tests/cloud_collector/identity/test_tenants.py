@@ -109,6 +109,19 @@ def estimate(channel: grpc.Channel) -> Iterator[Any]:
         yield told(lambda where=where: list(stub.Estimate(asked("flights", "departures", where=where), timeout=10)))  # type: ignore[misc]  # as above
 
 
+def coverage(channel: grpc.Channel) -> Iterator[Any]:
+    """Who reported under our plan; and under theirs, by name."""
+    stub = QueryServiceStub(channel)
+    for total in (False, True):
+        sent = query_pb2.CoverageRequest(plan="flights", total=total)
+        yield b"".join(one.arrow for one in stub.Coverage(sent, timeout=10))
+    for sent in (
+        query_pb2.CoverageRequest(plan="globex_flights"),
+        *(query_pb2.CoverageRequest(plan="flights", nodes=[node]) for node in (f"{THEIRS}/jfk", f"{SECRET}-node")),
+    ):
+        yield told(lambda sent=sent: list(stub.Coverage(sent, timeout=10)))  # type: ignore[misc]  # as above
+
+
 def asked(plan: str, metric: str, **more: Any) -> query_pb2.EstimateRequest:
     return query_pb2.EstimateRequest(plan=plan, metric=metric, **more)
 
@@ -174,6 +187,7 @@ CASES: dict[str, Callable[[grpc.Channel], Iterator[Any]]] = {
     "/edge_agg.contract.v1.CollectorService/PushReleases": push_as_them,
     "/edge_agg.contract.v1.QueryService/ListPlans": list_plans,
     "/edge_agg.contract.v1.QueryService/Estimate": estimate,
+    "/edge_agg.contract.v1.QueryService/Coverage": coverage,
     "/edge_agg.contract.v1.EnrollmentService/GetTrust": get_trust,
     "/edge_agg.contract.v1.EnrollmentService/Enroll": enroll,
     "/edge_agg.contract.v1.EnrollmentService/Renew": renew,

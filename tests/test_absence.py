@@ -121,8 +121,9 @@ def test_each_absence_is_told_as_what_it_is(tmp_path: Path) -> None:
         until(lambda: asked(client)["free"]["released"] and asked(client)["poor"]["exhausted"])
         until(lambda: asked(client)["strict"]["vetoed"])
         until(lambda: asked(client)["tardy"]["offline"])  # overdue, and never heard of
+        until(lambda: asked(client)["free"]["offline"] == 0)  # on a busy machine a window may come late, but it comes
         found = asked(client)
-        assert found["strict"]["released"] == found["free"]["vetoed"] == found["free"]["offline"] == 0
+        assert found["strict"]["released"] == found["free"]["vetoed"] == 0
         assert found["poor"]["released"] > 0
         assert found["tardy"]["last_heard"] is None
 
@@ -150,4 +151,4 @@ def test_each_absence_is_told_as_what_it_is(tmp_path: Path) -> None:
         tardy.end(signal.SIGTERM)
         tardy.start(port=port)  # its releases have waited, longer than the grace
         until(lambda: asked(client)["tardy"]["released"] >= before["offline"])
-        assert asked(client)["tardy"]["last_heard"] is not None
+        until(lambda: asked(client)["tardy"]["last_heard"] is not None)  # written down a little later than its releases

@@ -33,7 +33,7 @@ from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.landing import Landing, Verdict
 from cloud_collector.landing_server import LandingServer
 from edge_agg.contract import codec
-from edge_agg.contract.codec import open_sealed
+from edge_agg.contract.codec import open_sealed, to_us
 from edge_agg.contract.release import Link, Release, Sealed, Status
 from tests.disk import Disk, DiskVfs
 
@@ -99,6 +99,17 @@ def test_what_was_landed_is_read_back_as_the_bytes_that_were_sent(landing: Landi
     assert landing.unsealed(2) == waiting[:2]
     assert landing.unsealed(2, after=waiting[1].id) == waiting[2:]
     assert land(landing) == []
+
+
+def test_what_waits_is_told_by_plan_and_node(landing: Landing, maker: Maker) -> None:
+    """The first and the last window of each, of one plan, until they are in the lake."""
+    made = [maker.make(window=3), maker.make(window=1), maker.make(window=2, agent="lga")]
+    assert land(landing, *made) == [A] * 3
+    late, early, other = (to_us(one.release.window_start) for one in made)
+    assert landing.waiting_of(maker.hash) == {("acme", "jfk"): (early, late), ("acme", "lga"): (other, other)}
+    assert landing.waiting_of(b"another") == {}
+    landing.mark_sealed({one.id: b"d" * 16 for one in landing.unsealed(10)})
+    assert landing.waiting_of(maker.hash) == {}
 
 
 def test_the_files_are_their_owner_s_alone(in_file: Landing, path: Path, maker: Maker) -> None:

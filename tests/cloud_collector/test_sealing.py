@@ -242,19 +242,6 @@ def test_what_waits_of_another_tenant_concerns_nobody_else() -> None:
     assert concerns(question, waiting, [], tenant=None)
 
 
-def test_what_waits_is_told_by_plan_and_node(tmp_path: Path) -> None:
-    with collecting(tmp_path / "data") as one:
-        land(one, one.make(3), one.make(1), one.make(2, "lga"))
-        found = one.landing.waiting_of(one.maker.hash)
-        assert found == {
-            ("default", "jfk"): (at_window(1), at_window(3)),
-            ("default", "lga"): (at_window(2), at_window(2)),
-        }
-        assert one.landing.waiting_of(b"another") == {}
-        one.sealer.seal()
-        assert one.landing.waiting_of(one.maker.hash) == {}
-
-
 # Compaction
 
 

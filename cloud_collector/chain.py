@@ -21,6 +21,8 @@ from edge_agg.contract.codec import to_us
 from edge_agg.contract.release import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cloud_collector.landing_store import Statements
     from edge_agg.contract.release import Release, Sealed
 
@@ -48,6 +50,11 @@ class _Journal:
     head_seq: int
     reborn: bool
     """Whether the agent had another one before."""
+    plan: int
+    around: Sequence[tuple[int, bytes, bytes | None]]
+    """Of the releases at its place, before and after it: place, hash, and the link where it is kept."""
+    spent: tuple[int, str, str] | None
+    """What its account was charged by the latest release that says so: place, rho, delta."""
 
 
 def decide(
@@ -63,7 +70,7 @@ def decide(
     )
     found: Any = db.execute(query, (bytes.fromhex(release.link.incarnation), *who)).fetchone()
     agent, journals, fenced, journal, head = found or (None, 0, None, None, 0)
-    known = None if agent is None else _held(db, agent, release)
+    plan, known = (None, None) if agent is None else _held(db, agent, release)
     if known is not None:
         if known == sealed.hash:
             return Judged(verdict=Verdict.DUPLICATE)
@@ -72,8 +79,17 @@ def decide(
         return Judged(verdict=Verdict.FENCED)
     if agent is None:
         agent = fence.number_of(db, *who)
-    at = _Journal(agent=agent, journal=journal, head_seq=head, reborn=journals > 0)
-    fault = _fault(db, at, release, sealed)
+    around, spent = ([], None) if journal is None else _near(db, agent, journal, release)
+    at = _Journal(
+        agent=agent,
+        journal=journal,
+        head_seq=head,
+        reborn=journals > 0,
+        plan=_number(db, release) if plan is None else plan,
+        around=around,
+        spent=spent,
+    )
+    fault = _fault(at, release, sealed)
     if fault is None and at.journal is None and at.reborn and new_incarnation == "fence":
         fault = Reason.INCARNATION
     if fault is not None:
@@ -84,13 +100,14 @@ def decide(
     return Judged(verdict=Verdict.ACCEPTED, alarm=alarm)
 
 
-def _held(db: Statements, agent: int, release: Release) -> bytes | None:
+def _held(db: Statements, agent: int, release: Release) -> tuple[int | None, bytes | None]:
+    """The plan's number, if it has one, and the hash of what has the release's key, if anything has."""
     query = (
-        "SELECT releases.hash FROM releases JOIN plans ON plans.no = plan "
-        "WHERE agent = ? AND plans.hash = ? AND window_start_us = ?"
+        "SELECT plans.no, releases.hash FROM plans LEFT JOIN releases "
+        "ON agent = ? AND plan = plans.no AND window_start_us = ? WHERE plans.hash = ?"
     )
-    held: bytes | None = db.execute(query, (agent, bytes(release.plan_hash), to_us(release.window_start))).get
-    return held
+    found: Any = db.execute(query, (agent, to_us(release.window_start), bytes(release.plan_hash))).fetchone()
+    return found or (None, None)
 
 
 def _shut_out(db: Statements, release: Release, reason: Reason) -> Reason | None:
@@ -99,27 +116,34 @@ def _shut_out(db: Statements, release: Release, reason: Reason) -> Reason | None
     return reason if raised or reason is Reason.CONFLICT else None
 
 
-def _fault(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
-    """What is wrong with a release's place in its chain."""
-    if at.journal is None:
-        return None
-    seq = min(release.link.seq, _MAX_SEQ)
+def _near(db: Statements, agent: int, journal: int, release: Release) -> tuple[list[Any], Any]:
+    """What a release's place in its chain is judged by."""
+    seq = _place(release)
     query = "SELECT seq, hash, prev FROM releases WHERE agent = ? AND journal = ? AND seq BETWEEN ? AND ?"
-    around = db.execute(query, (at.agent, at.journal, seq - 1, seq + 1))
+    around = db.execute(query, (agent, journal, seq - 1, seq + 1))
     query = "SELECT seq, rho, delta FROM accounts WHERE agent = ? AND journal = ? AND account = ?"
-    heads = db.execute(query, (at.agent, at.journal, release.account))  # both are asked before either is waited for
-    for place, found, before in around:
+    spent = db.execute(query, (agent, journal, release.account))  # both are asked before either is waited for
+    return around.fetchall(), spent.fetchone()
+
+
+def _place(release: Release) -> int:
+    return min(release.link.seq, _MAX_SEQ)
+
+
+def _fault(at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
+    """What is wrong with a release's place in its chain."""
+    seq = _place(release)
+    for place, found, before in at.around:
         if place == seq:
             return Reason.ROLLBACK if seq < at.head_seq else Reason.FORK
         if place == seq - 1 and found != release.link.prev_hash:
             return Reason.FORK
         if place == seq + 1 and before is not None and before != sealed.hash:
             return Reason.FORK
-    head: Any = heads.fetchone()
-    if head is not None:
-        earlier = Fraction(head[1]), Fraction(head[2])
+    if at.spent is not None:
+        earlier = Fraction(at.spent[1]), Fraction(at.spent[2])
         later = release.cumulative.rho, release.cumulative.delta
-        if seq < head[0]:
+        if seq < at.spent[0]:
             earlier, later = later, earlier
         if any(before > after for before, after in zip(earlier, later, strict=True)):
             return Reason.ROLLBACK
@@ -133,28 +157,27 @@ def _insert(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> A
         if at.reborn:
             alarm = Action.REINSTALLED
             fence.note(db, release.tenant, release.agent, alarm, reason=Reason.INCARNATION)
-    seq = min(release.link.seq, _MAX_SEQ)
-    place = (at.agent, journal)
-    key = (at.agent, _plan(db, release), to_us(release.window_start))
-    status = None if release.status is Status.RELEASED else release.status.value
-    db.execute(
-        "UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=? AND prev IS NOT NULL", (*place, seq + 1)
-    )
+    seq = _place(release)
+    chain = (at.agent, journal)
+    key = (at.agent, at.plan, to_us(release.window_start))
+    if any(place == seq + 1 and link is not None for place, _, link in at.around):
+        db.execute("UPDATE releases SET prev = NULL WHERE agent=? AND journal=? AND seq=?", (*chain, seq + 1))
     # A link is kept until the release that it names is here; from then on the two hashes say the same. The row is given
     # as many bytes as its digest will have, so that it stays where it is.
     query = (
         "INSERT INTO releases (agent, plan, window_start_us, journal, seq, hash, digest, status, prev) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, CASE WHEN ? = 1 OR EXISTS "
-        "(SELECT 1 FROM releases WHERE agent = ? AND journal = ? AND seq = ?) THEN NULL ELSE ? END)"
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
-    about = (journal, seq, sealed.hash, bytes(16), status)
-    db.execute(query, (*key, *about, seq, *place, seq - 1, release.link.prev_hash))
+    known = seq == 1 or any(place == seq - 1 for place, _, _ in at.around)
+    link = None if known else release.link.prev_hash
+    status = None if release.status is Status.RELEASED else release.status.value
+    db.execute(query, (*key, journal, seq, sealed.hash, bytes(16), status, link))
     query = (
         "INSERT INTO waiting SELECT max(id), ?, ? FROM releases WHERE agent = ? AND plan = ? AND window_start_us = ?"
     )
     db.execute(query, (sealed.header, sealed.payload, *key))
     query = "UPDATE journals SET head_seq = ?, releases = releases + 1 WHERE agent = ? AND journal = ?"
-    db.execute(query, (max(at.head_seq, seq), *place))
+    db.execute(query, (max(at.head_seq, seq), *chain))
     query = (
         "UPDATE agents SET journal = ?, releases = releases + 1, last_window_end_us = "
         "CASE WHEN last_window_end_us < ? THEN ? ELSE last_window_end_us END WHERE no = ?"
@@ -165,11 +188,11 @@ def _insert(db: Statements, at: _Journal, release: Release, sealed: Sealed) -> A
         "INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (agent, journal, account) DO UPDATE "
         "SET seq = excluded.seq, rho = excluded.rho, delta = excluded.delta WHERE excluded.seq > accounts.seq"
     )
-    db.execute(query, (*place, release.account, seq, str(release.cumulative.rho), str(release.cumulative.delta)))
+    db.execute(query, (*chain, release.account, seq, str(release.cumulative.rho), str(release.cumulative.delta)))
     return alarm
 
 
-def _plan(db: Statements, release: Release) -> int:
+def _number(db: Statements, release: Release) -> int:
     """The plan's number, given to it now if it has none; another writer may do so at the same time."""
     known, added = "SELECT no FROM plans WHERE hash = ?", "INSERT INTO plans (name, hash) VALUES (?, ?)"
     plan_hash = bytes(release.plan_hash)
@@ -183,12 +206,12 @@ def _plan(db: Statements, release: Release) -> int:
 
 def _catch_up(db: Statements, at: _Journal, release: Release) -> Action | None:
     """After a restore: where an agent goes on, the windows between its old head and here are lost unless they come."""
-    start, plan = to_us(release.window_start), _plan(db, release)
+    start = to_us(release.window_start)
     query = "SELECT from_us, until_us FROM behind WHERE agent = ? AND plan = ?"
-    row: Any = db.execute(query, (at.agent, plan)).fetchone()
+    row: Any = db.execute(query, (at.agent, at.plan)).fetchone()
     if row is None or start < row[0] or (row[1] is not None and start >= row[1]):
         return None
-    db.execute("UPDATE behind SET until_us = ? WHERE agent = ? AND plan = ?", (start, at.agent, plan))
+    db.execute("UPDATE behind SET until_us = ? WHERE agent = ? AND plan = ?", (start, at.agent, at.plan))
     if row[1] is not None or start == row[0]:
         return None
     fence.note(db, release.tenant, release.agent, Action.BEHIND, reason="restored")

@@ -9,6 +9,8 @@ refused to every call of the group, and none of it was promised; a group is neve
 from __future__ import annotations
 
 import asyncio
+import math
+from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 
 MAX_WAITING = 2048
 """Releases that may gather while a group is committed; one call more is refused as overload."""
-MAX_GROUP = 512
-"""Releases of one group: a larger one would be long about its commit, and everybody waits for all of it."""
+MAX_GROUP = 160
+"""Releases of one group, unless one call has more: the loop judges a group in one go, and meanwhile takes no calls."""
+GATHER_S = 0.005
+"""Between a commit and the next one calls gather, unless a group is full: each costs threads and a sync, however many
+releases it has. Who calls when nothing was committed for so long does not wait."""
 
 
 class Lands(Protocol):
@@ -39,10 +44,20 @@ class Lands(Protocol):
 class Groups:
     """Gathers the releases of calls for a landing; of one event loop."""
 
-    def __init__(self, landing: Lands, *, max_waiting: int = MAX_WAITING, max_group: int = MAX_GROUP) -> None:
+    def __init__(
+        self,
+        landing: Lands,
+        *,
+        max_waiting: int = MAX_WAITING,
+        max_group: int = MAX_GROUP,
+        gather_s: float = GATHER_S,
+    ) -> None:
         self._landing = landing
         self._max_waiting = max_waiting
         self._max_group = max_group
+        self._gather_s = gather_s
+        self._free_at = -math.inf
+        self._full = asyncio.Event()
         self._waiting: list[tuple[Sequence[Pair], asyncio.Future[list[Verdict]]]] = []
         self._depth = 0
         self._committing: asyncio.Task[None] | None = None
@@ -59,6 +74,8 @@ class Groups:
         future: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
         self._waiting.append((releases, future))
         self._depth += len(releases)
+        if self._depth >= self._max_group:
+            self._full.set()
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit(), context=Context())  # it is no one call's
         return await future
@@ -66,7 +83,9 @@ class Groups:
     async def _commit(self) -> None:
         """Commit group after group until nobody waits."""
         try:
+            loop = asyncio.get_running_loop()
             while self._waiting:
+                await self._gathered(self._free_at - loop.time())
                 group = self._next()
                 try:
                     verdicts = await self._landing.land([pair for releases, _ in group for pair in releases])
@@ -75,6 +94,8 @@ class Groups:
                         if not future.done():
                             future.set_exception(error)
                     continue
+                finally:
+                    self._free_at = loop.time() + self._gather_s
                 at = 0
                 for releases, future in group:
                     if not future.done():  # a caller may have gone; what it sent is kept all the same
@@ -82,6 +103,14 @@ class Groups:
                     at += len(releases)
         finally:
             self._committing = None
+
+    async def _gathered(self, wait_s: float) -> None:
+        """Wait until a group is full, and no longer than a time."""
+        if wait_s <= 0 or self._depth >= self._max_group:
+            return
+        self._full.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._full.wait(), wait_s)
 
     def _next(self) -> list[tuple[Sequence[Pair], asyncio.Future[list[Verdict]]]]:
         """The calls that waited longest, as many as fit; at least one."""

@@ -54,8 +54,7 @@ def table_schema(plan: Plan) -> pa.Schema:
 def table_of(plan: Plan, releases: Sequence[Row]) -> pa.Table:
     """The rows of releases, in their order; texts that repeat are dictionaries, which Parquet writes as they are."""
     lengths = [max(1, release.rows) for _, release, _ in releases]
-    at = np.repeat(np.arange(len(releases), dtype=np.int32), lengths)
-    columns = _who_and_when(releases, at) | _public(plan, releases) | _found(plan, releases)
+    columns = _who_and_when(releases, lengths) | _public(plan, releases) | _found(plan, releases)
     for name in payload_columns(plan):
         parts = [values.columns[name] if release.rows else None for _, release, values in releases]
         columns[name] = pa.concat_arrays(
@@ -63,12 +62,12 @@ def table_of(plan: Plan, releases: Sequence[Row]) -> pa.Table:
         )
     for vector in plan_vectors(plan):
         scales = [{spec.name: spec.scale for spec in release.vectors}.get(vector.name) for _, release, _ in releases]
-        columns[f"{vector.name}__scale"] = pa.array(scales, pa.float64()).take(pa.array(at))
+        columns[f"{vector.name}__scale"] = _repeated(pa.array(scales, pa.float64()), lengths)
     names = table_schema(plan).names
     return pa.Table.from_arrays([columns[name] for name in names], names=names)
 
 
-def _who_and_when(releases: Sequence[Row], at: NDArray[np.int32]) -> dict[str, pa.Array]:
+def _who_and_when(releases: Sequence[Row], lengths: Sequence[int]) -> dict[str, pa.Array]:
     """What all rows of a release share."""
     headers = [release for _, release, _ in releases]
     texts = {
@@ -77,20 +76,32 @@ def _who_and_when(releases: Sequence[Row], at: NDArray[np.int32]) -> dict[str, p
         "status": [header.status.value for header in headers],
     }
     moments = {
-        "window_start": pa.array([header.window_start for header in headers], MOMENT),
-        "window_end": pa.array([header.window_end for header in headers], MOMENT),
-        "landing_id": pa.array([landing_id for landing_id, _, _ in releases], pa.int64()),
+        "window_start": pa.array([to_us(header.window_start) for header in headers], pa.int64()),
+        "window_end": pa.array([to_us(header.window_end) for header in headers], pa.int64()),
     }
-    rows = pa.array(at)
-    columns = {name: values.take(rows) for name, values in moments.items()}
-    return columns | {name: _picked(pa.array(values, pa.string()), at) for name, values in texts.items()}
+    ids = pa.array([landing_id for landing_id, _, _ in releases], pa.int64())
+    columns = {name: _repeated(values, lengths).view(MOMENT) for name, values in moments.items()}
+    columns["landing_id"] = _repeated(ids, lengths)
+    for name, values in texts.items():
+        encoded = pa.array(values, pa.string()).dictionary_encode()
+        columns[name] = pa.DictionaryArray.from_arrays(_repeated(encoded.indices, lengths), encoded.dictionary)
+    return columns
+
+
+def _repeated(values: pa.Array, lengths: Sequence[int]) -> pa.Array:
+    """Each of some numbers as often as its release has rows."""
+    if values.null_count:
+        return values.take(pa.array(np.repeat(np.arange(len(values), dtype=np.int32), lengths)))
+    return pa.array(np.repeat(values.to_numpy(), lengths))
 
 
 def _public(plan: Plan, releases: Sequence[Row]) -> dict[str, pa.Array]:
     """The public keys of each row: the plan's cells, over again for every discovered key; none without values."""
     size = n_cells(plan)
-    cells, none = np.arange(size, dtype=np.int32), np.array([-1], np.int32)
-    at = np.concatenate([np.tile(cells, release.rows // size) if release.rows else none for _, release, _ in releases])
+    cells = np.arange(size, dtype=np.int32)
+    tiles = {rows: np.tile(cells, rows // size) for rows in {release.rows for _, release, _ in releases}}
+    tiles[0] = np.array([-1], np.int32)
+    at = np.concatenate([tiles[release.rows] for _, release, _ in releases])
     columns = zip(*keys(plan), strict=True)
     return {
         partition.label: _picked(pa.array(column, pa.string()), at)
@@ -111,8 +122,8 @@ def _found(plan: Plan, releases: Sequence[Row]) -> dict[str, pa.Array]:
 def _picked(values: pa.Array, at: NDArray[np.int32]) -> pa.Array:
     """Values by position, null at -1; each text is there once."""
     encoded = values.dictionary_encode()
-    indices = encoded.indices.to_numpy()[at]  # a position of -1 picks any, and is masked
-    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=at < 0), encoded.dictionary)
+    indices, none = encoded.indices.to_numpy()[at], at < 0  # a position of -1 picks any, and is masked
+    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=none if none.any() else None), encoded.dictionary)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

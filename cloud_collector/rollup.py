@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,6 +61,11 @@ CREATE TABLE IF NOT EXISTS sums (
 """
 _RECORD = "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?) RETURNING 1"
 """Says whether a release is new here; what it says and what it adds to the sums is one commit."""
+_SEEN = (
+    "INSERT INTO seen VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+    "first_us = min(first_us, excluded.first_us), last_us = max(last_us, excluded.last_us)"
+)
+_DAY = "INSERT INTO days VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET windows = windows + excluded.windows"
 DAY_US = timedelta(days=1) // timedelta(microseconds=1)
 _ORIGIN_US = to_us(ORIGIN)
 _LOW = np.int64(2**32 - 1)
@@ -233,26 +238,25 @@ class Rollups:
 
     def _add(self, db: apsw.Connection, plan: Plan, number: int, ones: Sequence[_One]) -> None:
         length_us = plan.every // timedelta(microseconds=1)
-        names = payload_columns(plan)
+        names, daily = payload_columns(plan), has_days(plan)
         parts: dict[tuple[int, int, str, bytes], list[_One]] = defaultdict(list)
+        spans: dict[int, tuple[int, int]] = {}
+        windows: Counter[tuple[int, int, str]] = Counter()
+        nodes = {who: _node(db, *who) for who in {(one.tenant, one.node): None for one in ones}}
         for one in ones:
-            node = _node(db, one.tenant, one.node)
-            if not db.execute(_RECORD, (number, one.start_us, node, one.status)).fetchall():
+            node, start_us = nodes[one.tenant, one.node], one.start_us
+            if not db.execute(_RECORD, (number, start_us, node, one.status)).fetchall():
                 continue
-            db.execute(
-                "INSERT INTO seen VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                "first_us = min(first_us, excluded.first_us), last_us = max(last_us, excluded.last_us)",
-                (number, node, one.start_us, one.start_us + length_us),
-            )
+            first, last = spans.get(node, (start_us, start_us))
+            spans[node] = min(first, start_us), max(last, start_us)
             scales = np.array(one.scales, "<f8").tobytes()
-            parts[0, one.start_us, one.tenant, scales].append(one)
-            if has_days(plan):
-                day = day_of(one.start_us)
-                db.execute(
-                    "INSERT INTO days VALUES (?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET windows = windows + 1",
-                    (number, day, node, one.status),
-                )
+            parts[0, start_us, one.tenant, scales].append(one)
+            if daily:
+                day = day_of(start_us)
+                windows[day, node, one.status] += 1
                 parts[1, day, one.tenant, scales].append(one)
+        db.executemany(_SEEN, [(number, node, first, last + length_us) for node, (first, last) in spans.items()])
+        db.executemany(_DAY, [(number, *key, count) for key, count in windows.items()])
         for (by_day, start_us, tenant, scales), part in parts.items():
             valued = [one for one in part if one.columns] if plan.discovered is None else []
             if valued:
@@ -296,11 +300,13 @@ def _node(db: apsw.Connection, tenant: str, node: str) -> int:
 
 
 def _summed(ones: Sequence[_One], names: Sequence[str]) -> Wide:
-    """All columns of all cells, added up over releases; column after column."""
-    total = Wide.of(np.concatenate([ones[0].columns[name] for name in names]))
-    for one in ones[1:]:
-        total += Wide.of(np.concatenate([one.columns[name] for name in names]))
-    return total
+    """All columns of all cells, added up over releases; column after column.
+
+    The parts of 32 bits are added apart: less than 2**31 releases cannot overflow either sum.
+    """
+    values = np.concatenate([one.columns[name] for one in ones for name in names]).reshape(len(ones), -1)
+    high, low = (values >> 32).sum(axis=0), (values & _LOW).sum(axis=0)
+    return Wide(high + (low >> 32), low & _LOW)
 
 
 def _accumulate(db: apsw.Connection, key: tuple[int, int, int, str, bytes], releases: int, more: Wide) -> None:

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 MAX_VALUES = 2_000_000
 """Values of one commit, unless a single release has more: they are in memory together."""
-_CHUNK = 256  # releases that are read from the landing at a time
+_CHUNK = 1024  # releases that are read from the landing at a time,
+_LEAST_CHUNK = 256  # at first, and where so many are
+_CHUNK_BYTES = 16 * 2**20  # or more
 
 
 class Landed(Protocol):
@@ -108,8 +110,9 @@ class Sealer:
             plans: dict[PlanHash, Plan | None] = {}
             moved, after, failure = 0, 0, None
             last = self._landing.newest() if upto is None else upto
-            while chunk := [one for one in self._landing.unsealed(_CHUNK, after=after) if one.id <= last]:
-                after = chunk[-1].id
+            limit = min(_LEAST_CHUNK, _CHUNK)
+            while chunk := [one for one in self._landing.unsealed(limit, after=after) if one.id <= last]:
+                after, limit = chunk[-1].id, _next_limit(chunk)
                 for plan_hash, group in _by_plan(chunk).items():
                     if plan_hash not in plans:
                         plans[plan_hash] = self._plan_of(plan_hash)
@@ -141,6 +144,12 @@ class Sealer:
             self._landing.mark_sealed({row[0]: digest(plan, row) for row in rows})
         emit(Event.RELEASES_SEALED, releases=len(group), plan=plan.name, version=plan.version)
         return len(group)
+
+
+def _next_limit(chunk: Sequence[Waiting]) -> int:
+    """How many releases to read next: a commit's syncs cost the same for many, and what is read is in memory."""
+    size = sum(len(one.payload) for one in chunk) // len(chunk) + 1
+    return min(max(_LEAST_CHUNK, _CHUNK_BYTES // size), _CHUNK)
 
 
 def _by_plan(chunk: Sequence[Waiting]) -> dict[PlanHash, list[_Opened]]:

@@ -187,6 +187,39 @@ def test_large_batches_are_cut_without_loss(
     assert len(lake.files(maker.plan, maker.hash)) == 7, "chunks of 7, 7 and 2 in commits of 3"
 
 
+def reads(landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many releases the sealer held at a time."""
+    held: list[int] = []
+    unsealed = landing.unsealed
+
+    def noted(limit: int, *, after: int = 0) -> Any:
+        found = unsealed(limit, after=after)
+        held.append(len(found))
+        return found
+
+    monkeypatch.setattr(landing, "unsealed", noted)
+    Sealer(landing, lake, maker.plan_of).seal()
+    return [n for n in held if n]
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_small_releases_are_read_many_at_a_time_and_large_ones_are_not(
+    landing: Landing, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch, *, bounded: bool
+) -> None:
+    """What is read at a time is bounded in bytes; a sealer that looks at numbers only is caught."""
+    monkeypatch.setattr(sealing, "_LEAST_CHUNK", 2)
+    land(landing, [maker.make(seed=i, window=i) for i in range(20)])
+    size = sum(len(one.payload) for one in landing.unsealed(20)) // 20
+    monkeypatch.setattr(sealing, "_CHUNK_BYTES", 5 * size)
+    if not bounded:  # the mutant
+        monkeypatch.setattr(sealing, "_next_limit", lambda _: sealing._CHUNK)
+    held = reads(landing, lake, maker, monkeypatch)
+    assert sum(held) == 20
+    assert held[0] == 2
+    assert held[1] > 2, "small ones are read many at a time"
+    assert (max(held) <= 6) is bounded
+
+
 class Crash(BaseException):
     """The process ends here."""
 

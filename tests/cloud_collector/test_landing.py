@@ -492,10 +492,10 @@ def test_mutant_the_hash_as_part_of_the_key_is_caught(
         assert not conflicts_are_refused(landing, maker)
 
 
-def _held_by_hash(db: Statements, agent: int, release: Release) -> bytes | None:
+def _held_by_hash(db: Statements, agent: int, release: Release) -> tuple[int | None, bytes | None]:
     del agent
     found: bytes | None = db.execute("SELECT hash FROM releases WHERE hash = ?", (_hash(release),)).get
-    return found
+    return None, found
 
 
 def _hash(release: Release) -> bytes:

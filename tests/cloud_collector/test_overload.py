@@ -212,6 +212,29 @@ async def check_groups_twice() -> None:
         assert list(both) == [[f"verdict of {n}"]] * 2
 
 
+async def groups_of_a_busy_time(gather_s: float) -> list[list[Any]]:
+    """One call, then three that come one by one right after its commit."""
+    landing = Recorder()
+    landing.go.set()
+    groups: Any = Groups(landing, max_group=3, gather_s=gather_s)
+    first = await groups.land(["first"])
+    assert first == ["verdict of first"]
+    calls = []
+    for n in range(3):
+        calls.append(asyncio.create_task(groups.land([n])))
+        for _ in range(10):
+            await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    return landing.groups
+
+
+def test_calls_gather_between_commits_and_a_full_group_does_not_wait() -> None:
+    """Who calls right after a commit shares the next one; the first does not wait, nor does a full group."""
+    patient = asyncio.wait_for(groups_of_a_busy_time(gather_s=3600.0), 5)
+    assert asyncio.run(patient) == [["first"], [0, 1, 2]]
+    assert asyncio.run(groups_of_a_busy_time(gather_s=0.0)) != [["first"], [0, 1, 2]]  # mutant: a commit for each
+
+
 def test_a_failed_commit_is_told_to_the_whole_group_and_the_next_is_tried() -> None:
     """Nobody of the group hears that it was kept; whoever comes after has a commit of their own."""
 

@@ -297,7 +297,7 @@ class Bounding:
         assert part.first is not None, "only what is sorted is kept"
         return Bounded(
             cell=part.cell.astype(np.int64),
-            key=None if part.key is None or place is None else place[part.key],
+            key=None if part.key is None or place is None else place.take(part.key),
             keys=keys,
             unit=part.unit,
             first=part.first,

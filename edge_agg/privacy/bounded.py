@@ -88,11 +88,11 @@ class Bounded:
     def take(self, index: npt.NDArray[np.intp]) -> Bounded:
         """Some of the rows, in their order."""
         return Bounded(
-            cell=self.cell[index],
-            key=None if self.key is None else self.key[index],
+            cell=self.cell.take(index),
+            key=None if self.key is None else self.key.take(index),
             keys=self.keys,
-            unit=self.unit[index],
-            first=self.first[index],
-            readings={name: codes[index] for name, codes in self.readings.items()},
-            totals={name: total[index] for name, total in self.totals.items()},
+            unit=self.unit.take(index),
+            first=self.first.take(index),
+            readings={name: codes.take(index) for name, codes in self.readings.items()},
+            totals={name: total.take(index) for name, total in self.totals.items()},
         )

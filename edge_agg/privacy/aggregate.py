@@ -71,7 +71,7 @@ def count_units(cell: Int64s, first: Bools, n_cells: int) -> Int64s:
         first: whether a row is the first of its unit in its cell, bool[n_kept].
         n_cells: cells of the plan.
     """
-    return np.bincount(cell[first], minlength=n_cells).astype(np.int64)
+    return np.bincount(np.compress(first, cell), minlength=n_cells).astype(np.int64, copy=False)
 
 
 def units_sensitivity(cells: int) -> Sensitivity:
@@ -84,7 +84,7 @@ def units_sensitivity(cells: int) -> Sensitivity:
 
 def count_rows(cell: Int64s, n_cells: int) -> Int64s:
     """Kept rows in each cell, int64[n_cells]."""
-    return np.bincount(cell, minlength=n_cells).astype(np.int64)
+    return np.bincount(cell, minlength=n_cells).astype(np.int64, copy=False)
 
 
 def rows_sensitivity(cells: int, max_rows: int) -> Sensitivity:

@@ -191,15 +191,16 @@ class Bounding:
             if not len(wanted):
                 return
             unit, place = unit.take(wanted), place.take(wanted)
+            if isinstance(self._state, Wide):
+                key = None if key is None else key.take(wanted)
             if self._layout.words or isinstance(self._state, Wide):  # else a row is its unit and its place
                 unit_key, rows = unit_key.take(wanted), replace(rows, unit=None, key=None).take(wanted)
-                key = None if key is None else key.take(wanted)
         tail = self._layout.encode(unit_key, rows.time_us, rows.readings)
         if isinstance(self._state, Packed):
             self._state.add(unit, place, tail[0] if tail else None)
             return
         cell, wide_place = rows.cell.astype(np.uint32), place.astype(np.uint64)
-        self._state.add(Columns(unit=unit, place=wide_place, cell=cell, key=key, tail=tail, totals=rows.totals))
+        self._state.add(Columns(unit=unit, place=wide_place, cell=cell, key=key, tail=tail, totals=dict(rows.totals)))
 
     def _place(self, rows: Rows, key: npt.NDArray[np.int32] | None, unit_key: UInt64s) -> npt.NDArray[np.uint32]:
         """Where each row's group stands among its unit's."""
@@ -220,7 +221,7 @@ class Bounding:
                 cell=rows.cell.astype(np.uint32),
                 key=None if self._keys is None else self._keys.encode(rows.key),
                 tail=self._layout.encode(np.zeros(len(rows.cell), np.uint64), rows.time_us, rows.readings),
-                totals=rows.totals,
+                totals=dict(rows.totals),
             )
         )
 
@@ -297,7 +298,7 @@ class Bounding:
         assert part.first is not None, "only what is sorted is kept"
         return Bounded(
             cell=part.cell.astype(np.int64),
-            key=None if part.key is None or place is None else place[part.key],
+            key=None if part.key is None or place is None else place.take(part.key),
             keys=keys,
             unit=part.unit,
             first=part.first,

@@ -6,13 +6,14 @@ Invariants: frozen; all arrays of one value have the same length.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_agg.privacy.ids import int64s
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -21,6 +22,33 @@ if TYPE_CHECKING:
     Bools = npt.NDArray[np.bool_]
     Int64s = npt.NDArray[np.int64]
     UInt64s = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unread(Mapping[str, "Int64s"]):
+    """Numbers by name that are made of values when they are asked for: of those rows that are there by then."""
+
+    columns: Mapping[str, pa.Array]
+    """The values, by column."""
+    reads: Mapping[str, tuple[str, Callable[[pa.Array], Int64s]]]
+    """By name: of which column, and how; what becomes of a value depends on that value alone."""
+
+    def __getitem__(self, name: str) -> Int64s:
+        """Read."""
+        column, read = self.reads[name]
+        return read(self.columns[column])
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.reads)
+
+    def __len__(self) -> int:
+        """How many names there are."""
+        return len(self.reads)
+
+    def of(self, some: Callable[[pa.Array], pa.Array]) -> Unread:
+        """Of some of the rows, which each column is asked for."""
+        return Unread(columns={name: some(values) for name, values in self.columns.items()}, reads=self.reads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +66,8 @@ class Rows:
     time_us: Int64s
     """Each row's event time; it only feeds the row's priority."""
     readings: Mapping[str, Int64s]
-    """What each row's value was read as, by reading: a code from 0, or the reading's size where there is none."""
+    """What each row's value was read as, by reading: a code from 0, or the reading's size where there is none. As of
+    `Unread` where that waits until it is known which rows may be kept."""
     totals: Mapping[str, Int64s]
     """What each row adds to a total that is bounded for its unit and cell as a whole, within 2**31 of 0: a sum cannot
     wrap before one unit has 2**32 rows in one cell."""
@@ -51,8 +80,8 @@ class Rows:
             cell=self.cell[start:stop],
             key=None if self.key is None else self.key.slice(start, length),
             time_us=self.time_us[start:stop],
-            readings={name: codes[start:stop] for name, codes in self.readings.items()},
-            totals={name: total[start:stop] for name, total in self.totals.items()},
+            readings=_sliced(self.readings, start, length),
+            totals=_sliced(self.totals, start, length),
         )
 
     def take(self, index: npt.NDArray[np.intp]) -> Rows:
@@ -63,9 +92,22 @@ class Rows:
             cell=self.cell.take(index),
             key=None if self.key is None else self.key.take(at),
             time_us=self.time_us.take(index),
-            readings={name: codes.take(index) for name, codes in self.readings.items()},
-            totals={name: total.take(index) for name, total in self.totals.items()},
+            readings=_taken(self.readings, index),
+            totals=_taken(self.totals, index),
         )
+
+
+def _sliced(numbers: Mapping[str, Int64s], start: int, length: int) -> Mapping[str, Int64s]:
+    if isinstance(numbers, Unread):
+        return numbers.of(lambda values: values.slice(start, length))
+    return {name: codes[start : start + length] for name, codes in numbers.items()}
+
+
+def _taken(numbers: Mapping[str, Int64s], index: npt.NDArray[np.intp]) -> Mapping[str, Int64s]:
+    if isinstance(numbers, Unread):
+        at = int64s(index)
+        return numbers.of(lambda values: values.take(at))
+    return {name: codes.take(index) for name, codes in numbers.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +130,11 @@ class Bounded:
     def take(self, index: npt.NDArray[np.intp]) -> Bounded:
         """Some of the rows, in their order."""
         return Bounded(
-            cell=self.cell[index],
-            key=None if self.key is None else self.key[index],
+            cell=self.cell.take(index),
+            key=None if self.key is None else self.key.take(index),
             keys=self.keys,
-            unit=self.unit[index],
-            first=self.first[index],
-            readings={name: codes[index] for name, codes in self.readings.items()},
-            totals={name: total[index] for name, total in self.totals.items()},
+            unit=self.unit.take(index),
+            first=self.first.take(index),
+            readings={name: codes.take(index) for name, codes in self.readings.items()},
+            totals={name: total.take(index) for name, total in self.totals.items()},
         )

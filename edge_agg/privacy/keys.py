@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from edge_agg.privacy.ids import integers
 from edge_agg.privacy.permutation import mix
@@ -89,9 +90,9 @@ class Keys:
 
     def sorted(self, codes: Index) -> tuple[list[str], Index]:
         """The texts of some codes, ascending, and those codes in the same order."""
-        texts = self._codes.ids(codes.astype(np.uint64)).cast(pa.string()).to_pylist()
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        return [texts[at] for at in order], codes[order]
+        texts = self._codes.ids(codes.astype(np.uint64)).cast(pa.string())
+        order = pc.sort_indices(texts)  # by bytes, which in UTF-8 is by code points, as Python compares
+        return texts.take(order).to_pylist(), codes.take(order.to_numpy())
 
 
 def place_by_hash(key: UInt64s, cell: npt.NDArray[np.uint32], unit_key: UInt64s, bits: int) -> UInt64s:

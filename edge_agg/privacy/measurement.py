@@ -120,9 +120,10 @@ class Measurement:
         assert bounded.key is not None, "keys were found"
         place = np.full(len(bounded.keys), -1, dtype=np.int64)
         place[found] = np.arange(len(found))
-        kept = bounded.take(np.flatnonzero(place[bounded.key] >= 0))
-        assert kept.key is not None, "take keeps the keys"
-        cell, n_rows = place[kept.key] * cells + kept.cell, len(found) * cells
+        at = place.take(bounded.key)
+        rows = np.flatnonzero(at >= 0)
+        kept, n_rows = bounded.take(rows), len(found) * cells
+        cell = at.take(rows) * cells + kept.cell
         return {vector.name: self._aggregate(vector, kept, cell, n_rows) for vector in self.vectors}
 
     def draw(self, exact: dict[str, Int64s]) -> dict[str, Int64s]:
@@ -140,7 +141,9 @@ class Measurement:
         no more than it keeps.
         """
         texts = parts[0].keys
-        units = np.sum([units_of_keys(part) for part in parts], axis=0)
+        units = np.zeros(len(texts), np.int64)
+        for part in parts:
+            units += units_of_keys(part)
         held: Int64s = np.flatnonzero(units)
         noisy = noise.draw(spec.mechanism, spec.scale, units[held])
         passed = np.flatnonzero(noisy > spec.threshold).tolist()
@@ -160,8 +163,9 @@ class Measurement:
             return count_rows(cell, n_rows)
         names = {reading: name for name, reading in readings_of(self.vectors).items()}
         code = bounded.readings[names[vector.reading]]
-        valid = np.flatnonzero(code < vector.reading.size)
-        cell, code = cell[valid], code[valid]
+        if code.max(initial=0) >= vector.reading.size:
+            valid = np.flatnonzero(code < vector.reading.size)
+            cell, code = cell.take(valid), code.take(valid)
         match vector:
             case Vector(of="rows"):
                 return count_rows(cell, n_rows)

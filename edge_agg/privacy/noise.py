@@ -11,6 +11,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache, lru_cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,10 +30,11 @@ dp.enable_features("contrib")
 MAX_SCALE = 2.0**50
 """A larger scale could carry a sum out of int64; a plan that needs it is refused."""
 _LEAST_SCALE = 2.0**-20
-_NEAR = 2.0**-40
-"""How far, in relation to it, a scale may lie from its formula's."""
+_NEAR = (2.0**-49, 2.0**-40)
+"""How far, in relation to it, a scale may lie from its formula's: mostly, and where the map rounds more."""
 _MAX_THRESHOLD = 2**62
-_SECANTS = 8
+_NEWTONS = 6
+_LEAST_RHO = 2.0**-100
 _STRIDE = 16
 """A search that begins near its end goes so much farther each time that it has not come past it."""
 _CHUNK = 4_096
@@ -58,10 +60,9 @@ def calibrate(mechanism: Mechanism, *, sensitivity: float, loss: float) -> float
 
     # The formulas that the maps round say where to search; only the maps say where the search ends.
     near = sensitivity / (math.sqrt(2 * loss) if mechanism is Mechanism.GAUSSIAN else loss)
-    low, high = max(near * (1 - _NEAR), _LEAST_SCALE), min(near * (1 + _NEAR), MAX_SCALE)
-    if not low < high or is_enough(low) or not is_enough(high):
-        low, high = _LEAST_SCALE, MAX_SCALE
-    scale: float = dp.binary_search(is_enough, bounds=(low, high))
+    within = [(max(near * (1 - part), _LEAST_SCALE), min(near * (1 + part), MAX_SCALE)) for part in _NEAR]
+    bounds = (at for at in within if at[0] < at[1] and not is_enough(at[0]) and is_enough(at[1]))
+    scale: float = dp.binary_search(is_enough, bounds=next(bounds, (_LEAST_SCALE, MAX_SCALE)))
     return scale
 
 
@@ -104,40 +105,47 @@ def rho_within(epsilon: float, delta: float) -> Fraction:
     This is how a budget in epsilon becomes a budget in rho, once per plan and per account.
     """
 
-    def excess(steps: int) -> float:
-        return epsilon_of(Fraction(steps, RHO_GRID), delta) - epsilon
+    def fits(steps: int) -> bool:
+        return epsilon_of(Fraction(steps, RHO_GRID), delta) <= epsilon
 
-    low, high = 0, math.ceil(64 * max(epsilon, 1.0)) * RHO_GRID
-    near = _near(excess, low, high) if excess(high) > 0 else high
-    reach = 1  # what is found near is only where to look: the search ends where the map says
-    while reach < high and excess(max(near - reach, low)) > 0:
-        reach *= _STRIDE
-    low = max(near - reach, low)
+    high = math.ceil(64 * max(epsilon, 1.0)) * RHO_GRID
+    return Fraction(_last(fits, near=int(_rho_near(epsilon, delta) * RHO_GRID), high=high), RHO_GRID)
+
+
+def _last(holds: Callable[[int], bool], *, near: int, high: int) -> int:
+    """The last number, from 0 to below `high`, of which something holds that holds of 0 and of all up to there.
+
+    What is near is only where to look: the search ends where the maps say.
+    """
+    low, reach = min(max(near, 0), high - 1), 1
+    while low > 0 and not holds(low):
+        high, low, reach = low, max(low - reach, 0), reach * _STRIDE
     reach = 1
-    while low + reach < high and excess(low + reach) <= 0:
+    while low + reach < high and holds(low + reach):
         low, reach = low + reach, reach * _STRIDE
     high = min(low + reach, high)
     while high - low > 1:
         middle = (low + high) // 2
-        if excess(middle) <= 0:
-            low = middle
-        else:
-            high = middle
-    return Fraction(low, RHO_GRID)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
-def _near(excess: Callable[[int], float], low: int, high: int) -> int:
-    """About where an excess that grows with the root of its argument, nearly linearly, is 0: a few secants."""
-    before, now = high // 2, high // 4
-    at_before, at_now = excess(before), excess(now)
-    for _ in range(_SECANTS):
-        if at_now == at_before or now == before:
-            break
-        root = math.sqrt(now) - at_now * (math.sqrt(now) - math.sqrt(before)) / (at_now - at_before)
-        before, at_before = now, at_now
-        now = min(max(round(root * root), low), high)
-        at_now = excess(now)
-    return now
+def _rho_near(epsilon: float, delta: float) -> float:
+    """About the rho whose epsilon at `delta` is this, by the formula that the conversion rounds.
+
+    Source: Canonne, Kamath, Steinke 2020: ln(delta) is the least, over a > 1, of
+    `(a - 1) * (a * rho - epsilon) + a * ln(1 - 1 / a) - ln(a - 1)`, which is convex in a; what it is at its least is
+    concave in rho, so Newton's steps end.
+    """
+    wanted = math.log(delta)
+    rho = max((epsilon / (math.sqrt(epsilon - wanted) + math.sqrt(-wanted))) ** 2, _LEAST_RHO)
+    for _ in range(_NEWTONS):
+        low, high = 1.0, (epsilon + 1) / (2 * rho) + 2
+        while low < (a := (low + high) / 2) < high:
+            low, high = (a, high) if (2 * a - 1) * rho - epsilon + math.log1p(-1 / a) < 0 else (low, a)
+        at = (high - 1) * (high * rho - epsilon) + high * math.log1p(-1 / high) - math.log(high - 1)
+        rho = max(rho - (at - wanted) / ((high - 1) * high), rho / 2)
+    return rho
 
 
 def threshold_of(mechanism: Mechanism, *, scale: float, cells: int, delta: float) -> tuple[int, float]:
@@ -161,15 +169,12 @@ def threshold_of(mechanism: Mechanism, *, scale: float, cells: int, delta: float
     """
     if delta_of(mechanism, scale=scale, cells=cells, threshold=_MAX_THRESHOLD) > delta:
         raise ValueError("no threshold fits the delta of discovery")
-    low, high = 0, 1
-    while high < _MAX_THRESHOLD and delta_of(mechanism, scale=scale, cells=cells, threshold=high) > delta:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if delta_of(mechanism, scale=scale, cells=cells, threshold=middle) <= delta:
-            high = middle
-        else:
-            low = middle
+    spread = -NormalDist().inv_cdf(delta / cells) if mechanism is Mechanism.GAUSSIAN else math.log(cells / delta / 2)
+
+    def is_low(threshold: int) -> bool:
+        return delta_of(mechanism, scale=scale, cells=cells, threshold=threshold) > delta
+
+    high = 1 + _last(is_low, near=int(1 + scale * spread), high=_MAX_THRESHOLD)
     return high, delta_of(mechanism, scale=scale, cells=cells, threshold=high)
 
 

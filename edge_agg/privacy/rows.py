@@ -8,6 +8,7 @@ unlisted key goes to `other` or the row is dropped, a missing value leaves the r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from edge_agg.contract.cells import shape
-from edge_agg.contract.vectors import Reading, Vector, readings_of, totals_of
+from edge_agg.contract.vectors import Clip, Reading, Vector, readings_of, totals_of
 from edge_agg.privacy.aggregate import to_bins, to_grid, to_steps
-from edge_agg.privacy.bound import Rows
+from edge_agg.privacy.bounded import Rows, Unread
 from edge_agg.privacy.derive import derive
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -75,8 +76,10 @@ def read_events(plan: Plan, vectors: Sequence[Vector], batch: pa.RecordBatch) ->
         cell=np.zeros(batch.num_rows, dtype=np.int64) if cell is None else cell,
         key=key,
         time_us=time_us.to_numpy(zero_copy_only=False),
-        readings={name: _reading(reading, batch) for name, reading in readings_of(vectors).items()},
-        totals={name: _total(vector, batch) for name, vector in totals_of(vectors).items()},
+        readings=_unread(
+            batch, {name: (one.column, partial(_read, one)) for name, one in readings_of(vectors).items()}
+        ),
+        totals=_unread(batch, {name: _total(vector) for name, vector in totals_of(vectors).items()}),
     )
     whole = Events(rows=rows, dropped=0)
     keep = usable.rows()
@@ -94,9 +97,9 @@ class _Usable:
         if column.null_count:
             self.keep(column.is_valid().to_numpy(zero_copy_only=False))
 
-    def keep(self, mask: Bools) -> None:
-        """Drop the rows where the mask is false."""
-        if not mask.all():
+    def keep(self, mask: Bools | None) -> None:
+        """Drop the rows where the mask is false; None: none."""
+        if mask is not None and not mask.all():
             self._mask = mask if self._mask is None else self._mask & mask
 
     def rows(self) -> npt.NDArray[np.intp] | None:
@@ -112,7 +115,8 @@ def _key(plan: Plan, batch: pa.RecordBatch, usable: _Usable) -> pa.Array | None:
     column = batch.column(partition.column)
     usable.need(column)
     if pa.types.is_int64(column.type):
-        usable.keep(_fits(pc.fill_null(column, 0).to_numpy(), partition.discover.max_bytes))
+        filled = pc.fill_null(column, 0) if column.null_count else column
+        usable.keep(_fits(filled.to_numpy(), partition.discover.max_bytes))
         return column
     coded = pa.types.is_dictionary(column.type)
     text = column if coded or pa.types.is_string(column.type) else column.cast(pa.string())
@@ -121,9 +125,11 @@ def _key(plan: Plan, batch: pa.RecordBatch, usable: _Usable) -> pa.Array | None:
     return text
 
 
-def _fits(values: Int64s, max_bytes: int) -> Bools:
-    """Whether the text of each integer is short enough."""
+def _fits(values: Int64s, max_bytes: int) -> Bools | None:
+    """Whether the text of each integer is short enough; None if all are."""
     most, least = min(10**max_bytes - 1, 2**63 - 1), max(1 - 10 ** (max_bytes - 1), -(2**63))
+    if values.min(initial=0) >= least and values.max(initial=0) <= most:
+        return None
     fits: Bools = (values >= least) & (values <= most)
     return fits
 
@@ -176,9 +182,13 @@ def _calendar(partition: Partition, column: pa.Array) -> Int64s:
     return codes
 
 
-def _reading(reading: Reading, batch: pa.RecordBatch) -> Int64s:
+def _unread(batch: pa.RecordBatch, reads: Mapping[str, tuple[str, Callable[[pa.Array], Int64s]]]) -> Unread:
+    return Unread(columns={column: batch.column(column) for column, _ in reads.values()}, reads=reads)
+
+
+def _read(reading: Reading, column: pa.Array) -> Int64s:
     """Each row's code: 0 .. size - 1, or size where there is no value."""
-    values, missing = _numbers(batch.column(reading.column))
+    values, missing = _numbers(column)
     if reading.edges:
         codes = to_bins(values, edges=reading.edges)
     else:
@@ -186,12 +196,16 @@ def _reading(reading: Reading, batch: pa.RecordBatch) -> Int64s:
     return codes if missing is None else np.where(missing, reading.size, codes)
 
 
-def _total(vector: Vector, batch: pa.RecordBatch) -> Int64s:
-    """What each row adds to its unit's total, in grid steps; 0 where there is no value."""
+def _total(vector: Vector) -> tuple[str, Callable[[pa.Array], Int64s]]:
     assert vector.column is not None, "a total is of a column"
     assert vector.clip is not None, "a total is on a grid"
-    values, missing = _numbers(batch.column(vector.column))
-    steps = to_steps(values, vector.clip.resolution)
+    return vector.column, partial(_steps, vector.clip)
+
+
+def _steps(clip: Clip, column: pa.Array) -> Int64s:
+    """What each row adds to its unit's total, in grid steps; 0 where there is no value."""
+    values, missing = _numbers(column)
+    steps = to_steps(values, clip.resolution)
     return steps if missing is None else np.where(missing, 0, steps)
 
 
@@ -200,8 +214,8 @@ def _numbers(column: pa.Array) -> tuple[npt.NDArray[np.float64], Bools | None]:
     filled = pc.fill_null(column, 0) if column.null_count else column
     values = filled.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     missing = ~column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else None
-    nan = np.isnan(values)
-    if nan.any():
+    if np.isnan(values.min(initial=0.0)):  # the least of numbers and a NaN is NaN
+        nan = np.isnan(values)
         missing = nan if missing is None else missing | nan
         values = np.where(nan, 0.0, values)
     return values, missing

@@ -129,13 +129,29 @@ def test_rho_within_is_the_largest_that_fits(epsilon: float, delta: float) -> No
     assert noise.epsilon_of(rho, delta) <= epsilon < noise.epsilon_of(rho + Fraction(1, RHO_GRID), delta)
 
 
-@pytest.mark.parametrize("near", [lambda _, low, __: low, lambda _, __, high: high, lambda *_: 2**39])
-def test_rho_within_does_not_hang_on_where_the_search_begins(monkeypatch: pytest.MonkeyPatch, near: Any) -> None:
+@pytest.mark.parametrize("near", [0.0, 2.0**-40, 0.02, 0.5, 63.9, 1e6])
+def test_rho_within_does_not_hang_on_where_the_search_begins(monkeypatch: pytest.MonkeyPatch, near: float) -> None:
     """Only the map says where the search ends: from any beginning it ends at the same rho."""
     found = noise.rho_within(1.0, 1e-9)
     noise.rho_within.cache_clear()
-    monkeypatch.setattr(noise, "_near", near)
+    monkeypatch.setattr(noise, "_rho_near", lambda *_: near)
     assert noise.rho_within(1.0, 1e-9) == found
+    noise.rho_within.cache_clear()
+
+
+@given(last=st.integers(0, 1000), near=st.integers(-5, 1100), more=st.integers(1, 1000))
+def test_a_search_ends_at_the_last_number_that_fits(last: int, near: int, more: int) -> None:
+    """Guarantee: wherever it begins, also outside of where it may end, it ends at the last one, below its bound."""
+    found = noise._last(lambda number: number <= last, near=near, high=last + more)
+    assert found == last
+    assert noise._last(lambda number: number <= last, near=near, high=max(1, last)) == max(0, last - 1)
+
+
+def test_a_search_that_ends_where_it_begins_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: what is near is taken for what is found."""
+    monkeypatch.setattr(noise, "_last", lambda holds, *, near, high: near)
+    with pytest.raises(AssertionError):
+        test_rho_within_does_not_hang_on_where_the_search_begins(monkeypatch, 0.5)
     noise.rho_within.cache_clear()
 
 
@@ -393,5 +409,5 @@ def test_where_a_search_begins_does_not_show_in_where_it_ends(
 ) -> None:
     """Guarantee: near its formula or over all scales, the search finds the same double."""
     near = [noise.calibrate(mechanism, sensitivity=s, loss=0.3) for s in (1.0, 8.0, 320000.0)]
-    monkeypatch.setattr(noise, "_NEAR", 0.0)
+    monkeypatch.setattr(noise, "_NEAR", ())
     assert near == [noise.calibrate(mechanism, sensitivity=s, loss=0.3) for s in (1.0, 8.0, 320000.0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -20,6 +21,7 @@ from edge_agg.contract.plan import Plan, parse_plan
 from edge_agg.contract.vectors import plan_vectors, readings_of
 from edge_agg.ingest.decode import typed_schema
 from edge_agg.privacy import aggregate, rows
+from edge_agg.privacy.bounded import Rows, Unread
 from edge_agg.privacy.rows import Events, read_events
 from tests.fakes import MONDAY
 
@@ -495,3 +497,27 @@ def test_an_empty_batch_has_no_rows() -> None:
     keyed = read(discovering_plan())
     assert keyed.rows.key is not None
     assert keyed.rows.key.to_pylist() == []
+
+
+def test_values_are_read_of_those_rows_alone_that_are_there_when_they_are_asked_for() -> None:
+    """Guarantee: however rows are cut and taken, a row's numbers are its own, and no other row's value is looked at.
+
+    Mutant: all values are read as soon as the events are.
+    """
+    looked: list[int] = []
+
+    def read_and_tell(column: pa.Array) -> Any:
+        looked.append(len(column))
+        return column.to_numpy(zero_copy_only=False).astype(np.int64) * 10
+
+    values = pa.array([float(i) for i in range(9)])
+    unread = Unread(columns={"x": values}, reads={"tens": ("x", read_and_tell)})
+    zero = np.zeros(9, np.int64)
+    rows = Rows(unit=None, cell=zero, key=None, time_us=zero, readings=unread, totals=unread)
+    some = rows.slice(2, 5).take(np.array([4, 0]))
+    assert not looked
+    assert [some.readings["tens"].tolist(), some.totals["tens"].tolist()] == [[60, 20], [60, 20]]
+    assert looked == [2, 2]
+    eager = replace(rows, readings=dict(unread)).slice(2, 5).take(np.array([4, 0]))
+    assert eager.readings["tens"].tolist() == [60, 20]
+    assert looked == [2, 2, 9]

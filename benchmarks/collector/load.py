@@ -1,8 +1,9 @@
 """The load generator: a process apart that pushes summaries as fast as it can, or at a rate, and says how it went.
 
 Place: started by the benchmark; prints one JSON object.
-Invariants: with a rate, calls begin on a timetable whatever becomes of those before (open loop), so a slow answer
-counts as slow and does not slow the question; a refusal with a pushback is sent again after it, and counted.
+Invariants: with a rate, summaries come on a timetable whatever becomes of those before (open loop), and a latency is
+counted from the moment on it, so a slow answer counts as slow for all that wait behind it; an agent has one call at a
+time, as the real one; a refusal with a pushback is sent again after it, and counted.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ class Pusher:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
         self.channel = grpc.aio.secure_channel(address, credentials, options=options)
         self._push: Any = self.channel.unary_unary(PUSH)
+        self._turn = asyncio.Lock()
 
-    async def push(self) -> None:
-        """Push the next batch until it is taken."""
-        began = time.perf_counter()
-        await self.send(request([self.agent.seal() for _ in range(self.batch)]))
+    async def push(self, due: float | None = None) -> None:
+        """Push the next batch until it is taken; it is due now, or was at an earlier moment."""
+        began = time.perf_counter() if due is None else due
+        async with self._turn:
+            await self.send(request([self.agent.seal() for _ in range(self.batch)]))
         self.latencies.append(time.perf_counter() - began)
 
     async def send(self, message: bytes) -> None:
@@ -80,8 +83,8 @@ class Pusher:
             await self.push()
 
 
-async def run(pushers: Sequence[Pusher], *, seconds: float, rate: float, lanes: int) -> dict[str, float]:
-    """Push for a time, with so many calls of each agent at once; or at a rate, in summaries a second."""
+async def run(pushers: Sequence[Pusher], *, seconds: float, rate: float) -> dict[str, float]:
+    """Push for a time, one call of each agent after the other; or at a rate, in summaries a second."""
     await asyncio.gather(*(pusher.channel.channel_ready() for pusher in pushers))
     for pusher in pushers:
         await pusher.push()
@@ -91,7 +94,7 @@ async def run(pushers: Sequence[Pusher], *, seconds: float, rate: float, lanes: 
     if rate:
         await _at_rate(pushers, seconds, rate)
     else:
-        await asyncio.gather(*(p.keep_pushing(began + seconds) for p in pushers for _ in range(lanes)))
+        await asyncio.gather(*(p.keep_pushing(began + seconds) for p in pushers))
     took = time.perf_counter() - began
     latencies = sorted(one for pusher in pushers for one in pusher.latencies)
     accepted = sum(pusher.accepted for pusher in pushers)
@@ -117,10 +120,11 @@ async def _at_rate(pushers: Sequence[Pusher], seconds: float, rate: float) -> No
     began = time.perf_counter()
     calls: set[asyncio.Task[None]] = set()
     for i in range(int(seconds * rate / batch)):
-        wait = began + i * batch / rate - time.perf_counter()
+        due = began + i * batch / rate
+        wait = due - time.perf_counter()
         if wait > 0:
             await asyncio.sleep(wait)
-        call = asyncio.create_task(pushers[i % len(pushers)].push())
+        call = asyncio.create_task(pushers[i % len(pushers)].push(due))
         calls.add(call)
         call.add_done_callback(calls.discard)
     await asyncio.gather(*calls)
@@ -135,7 +139,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=0.0)
-    parser.add_argument("--lanes", type=int, default=2)
     given = parser.parse_args()
     made = payloads()
 
@@ -147,7 +150,7 @@ def main() -> None:
         for agent in agents:
             agent.resume(*heads.get(agent.name, (0, "")))
         pushers = [Pusher(agent, given.address, given.folder, given.batch) for agent in agents]
-        said = await run(pushers, seconds=given.seconds, rate=given.rate, lanes=given.lanes)
+        said = await run(pushers, seconds=given.seconds, rate=given.rate)
         heads.update({agent.name: (agent.sent, agent.head) for agent in agents})
         (given.folder / HEADS).write_text(json.dumps(heads))
         return said

@@ -23,7 +23,10 @@ from cloud_collector.authority.folder import Authority
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-AGENTS = [f"site-{i:02}" for i in range(16)]
+FLEET = [f"site-{i:02}" for i in range(64)]
+"""Who pushes, each one call at a time; as many as one worker takes calls at once, wherever the kernel deals them."""
+AGENTS = FLEET[:16]
+"""Who pushes where the questions are what is measured."""
 _DAY = timedelta(days=1)
 _TICKS = os.sysconf("SC_CLK_TCK")
 _CONFIG = """
@@ -60,7 +63,7 @@ def prepare(folder: Path, *, workers: int) -> Path:
         key = new_key()
         chain = authority.issue_server(["127.0.0.1"], key.public_key(), _DAY)
         authority.hand_out(folder / "server", key, chain)
-        for name, analyst in [*((agent, False) for agent in AGENTS), ("analyst", True)]:
+        for name, analyst in [*((agent, False) for agent in FLEET), ("analyst", True)]:
             key = new_key()
             spiffe_id = authority.id_of(TENANT, name, analyst=analyst)
             authority.hand_out(folder / name, key, authority.issue_client(spiffe_id, key.public_key(), _DAY))
@@ -68,7 +71,7 @@ def prepare(folder: Path, *, workers: int) -> Path:
     (folder / "denied").touch()
     (folder / "load.toml").write_text(PLAN)
     config = folder / "collector.toml"
-    config.write_text(_CONFIG.format(workers=workers, nodes=json.dumps(AGENTS)))
+    config.write_text(_CONFIG.format(workers=workers, nodes=json.dumps(FLEET)))
     return config
 
 
@@ -118,7 +121,7 @@ def running(*command: str, errors: Path) -> Iterator[Running]:
                 process.stdout.close()
 
 
-def load(server: Running, folder: Path, *options: str, agents: Sequence[str] = AGENTS) -> dict[str, float]:
+def load(server: Running, folder: Path, *options: str, agents: Sequence[str] = FLEET) -> dict[str, float]:
     """Run the load generator; what it says, and `cpu_us`, the server's CPU microseconds for a summary."""
     before = server.cpu_s
     command = [sys.executable, "-m", "benchmarks.collector.load", server.address, str(folder), *options]

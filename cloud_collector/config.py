@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from cloud_collector.bucket import Bucket, LakeTable, bucket_of
 from cloud_collector.errors import ConfigInvalid
 from edge_agg.contract.address import is_loopback
 from edge_agg.contract.plan import parse_duration
@@ -90,6 +91,8 @@ class Config:
     """Seconds between two rounds of retention and compaction."""
     new_incarnation: Literal["accept", "fence"] = "accept"
     """What is done with an agent that comes with a new journal: taken with an alarm, or shut out."""
+    bucket: Bucket | None = None
+    """Where the sealed tables are kept; in the data folder if None."""
     tls: Tls | None = None
     """None: loopback only, and whoever calls may do everything."""
 
@@ -125,7 +128,7 @@ class Config:
 
     @property
     def lake_path(self) -> Path:
-        """The folder of the sealed tables."""
+        """The folder of the sealed tables, where no bucket keeps them."""
         return self.data / "lake"
 
 
@@ -180,6 +183,7 @@ class _File(_Strict, frozen=True, kw_only=True):
     limits: _Limits = _Limits()
     monitor: _Monitor = _Monitor()
     fleet: _Fleet = _Fleet()
+    lake: LakeTable | None = None
     tls: _Tls | None = None
     plan: list[_PlanEntry] = []
 
@@ -224,6 +228,7 @@ def load(path: Path) -> Config:
         workers=file.collector.workers,
         monitor=file.monitor.listen,
         traces=file.monitor.traces,
+        bucket=None if file.lake is None else bucket_of(file.lake, folder),
         tls=None if file.tls is None else _tls(file.tls, folder),
     )
 

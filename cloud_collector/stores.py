@@ -34,7 +34,7 @@ def verify(context: click.Context, config: Path) -> None:
         if not told.landing_path.exists():
             raise ConfigInvalid("$.collector.data: no collector has run here yet")
         plans = [(one.plan, one.hash) for one in PlanRegistry(told.plans_path).list()]
-        lake = Lake(told.lake_path)
+        lake = Lake.of(told, writes=False)
         stores = Stores(landing=told.landing_path, lake=lake, rollups=told.rollups_path, plans=plans)
         for difference in differences(stores):
             click.echo(difference)
@@ -51,8 +51,10 @@ def backup(folder: Path, config: Path) -> None:
     with coded():
         from cloud_collector import backup as room
         from cloud_collector import config as settings
+        from cloud_collector.lake import Lake
 
-        size = room.backup(settings.load(config).data, folder.absolute())
+        told = settings.load(config)
+        size = room.backup(told.data, folder.absolute(), Lake.of(told, writes=False))
         click.echo(f"backed up {size} bytes")
 
 
@@ -64,6 +66,9 @@ def restore(folder: Path, config: Path) -> None:
     with coded():
         from cloud_collector import backup as room
         from cloud_collector import config as settings
+        from cloud_collector.lake import Lake
 
-        made = room.restore(folder.absolute(), settings.load(config).data, who=getpass.getuser())
+        told = settings.load(config)
+        lake = None if told.bucket is None else Lake.of(told, writes=True)
+        made = room.restore(folder.absolute(), told.data, who=getpass.getuser(), lake=lake)
         click.echo(f"restored the backup of {made:%Y-%m-%d %H:%M}Z; start the collector, then look at `fleet`")

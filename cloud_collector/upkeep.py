@@ -3,15 +3,14 @@
 Place: beside the sealer, in its turn; never in an answer's way.
 Invariants:
 - Compaction changes no row: it is one commit that names the new file and drops the old ones, and says so to readers.
-- What is dropped stays on the disk for a grace time, because a reader may have listed it just before; whether a file is
-  a leftover is told by the log, how long ago it was dropped by the file's own time, which is set before the commit.
+- What is dropped stays for a grace time, because a reader may have listed it just before; that a file is a leftover,
+  and since when, is told by the log. Of a file that the log never named, its own time tells.
 - Data goes by whole days that ended before the plan's retention; the landing's keys stay (promise B2).
 - Work of one call is bounded: one compaction takes at most so many rows.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cloud_collector.errors import StoreFailed
 from cloud_collector.failpoint import failpoint
@@ -32,7 +30,6 @@ from edge_agg.contract.grid import ORIGIN
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     from cloud_collector.deltalog import DataFile, DeltaLog, Snapshot
     from cloud_collector.lake import Lake
@@ -96,10 +93,10 @@ def compact(lake: Lake, plan: Plan, plan_hash: PlanHash) -> int:
     Raises:
         StoreFailed: the disk refused; the table is as it was.
     """
-    return lake.write(plan, plan_hash, lambda log, now: _compact(lake.folder(plan, plan_hash), plan, log, now))
+    return lake.write(plan, plan_hash, lambda log, now: _compact(plan, log, now))
 
 
-def _compact(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot) -> int:
+def _compact(plan: Plan, log: DeltaLog, now: Snapshot) -> int:
     small = sorted((one for one in now.files.values() if one.rows < SMALL_ROWS), key=lambda one: one.rows)
     taken: list[DataFile] = []
     for one in small:
@@ -109,14 +106,13 @@ def _compact(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot) -> int:
     if len(taken) < MANY_FILES:
         return 0
     schema = table_schema(plan)
-    together = pa.concat_tables([_read(folder, one, schema) for one in taken])
+    together = pa.concat_tables([log.rows(one.name).cast(schema) for one in taken])
     order = pc.sort_indices(
         together.select(["window_start", "landing_id"]).append_column("row", pa.array(range(len(together)))),
         sort_keys=[("window_start", "ascending"), ("landing_id", "ascending"), ("row", "ascending")],
     )
     added = log.write(together.take(order))
     failpoint("compaction_written")
-    _touch(folder, taken)
     log.commit(now, schema=schema, operation="OPTIMIZE", add=[added], remove=taken, changes_data=False)
     failpoint("compaction_committed")
     return len(taken)
@@ -135,7 +131,7 @@ def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, *, keep: timedelta, now:
 
     def work(log: DeltaLog, snapshot: Snapshot) -> int:
         if snapshot.version >= 0:
-            _retire(lake.folder(plan, plan_hash), plan, log, snapshot, cutoff)
+            _retire(plan, log, snapshot, cutoff)
         return max(cutoff, snapshot.transactions.get(RETIRED, cutoff))
 
     return lake.write(plan, plan_hash, work)
@@ -147,7 +143,7 @@ def cutoff_us(plan: Plan, *, keep: timedelta, now: datetime) -> int:
     return to_us(now - keep - (now - keep - ORIGIN) % step)
 
 
-def _retire(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot, cutoff: int) -> None:
+def _retire(plan: Plan, log: DeltaLog, now: Snapshot, cutoff: int) -> None:
     old = [one for one in now.files.values() if one.first_us is None or one.first_us < cutoff]
     if not old:
         return
@@ -156,7 +152,7 @@ def _retire(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot, cutoff: int)
     for one in old:
         if one.last_us is not None and one.last_us < cutoff:
             continue
-        rows = _read(folder, one, schema)
+        rows = log.rows(one.name).cast(schema)
         rest = rows.filter(pc.greater_equal(rows.column("window_start"), pa.scalar(cutoff, pa.int64()).cast(MOMENT)))
         if len(rest) == len(rows):
             old = [other for other in old if other is not one]
@@ -165,35 +161,24 @@ def _retire(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot, cutoff: int)
     if not old:
         return
     failpoint("retirement_written")
-    _touch(folder, old)
     log.commit(now, schema=schema, operation="DELETE", add=added, remove=old, transactions={RETIRED: cutoff})
     failpoint("retirement_committed")
 
 
 def tidy(lake: Lake, plan: Plan, plan_hash: PlanHash, *, grace_s: float = GRACE_S) -> int:
     """Remove the files that no version of the last while names, and sum the log up; how many were removed."""
-    return lake.write(plan, plan_hash, lambda log, now: _tidy(lake.folder(plan, plan_hash), log, now, grace_s))
+    return lake.write(plan, plan_hash, lambda log, now: _tidy(log, now, grace_s))
 
 
-def _tidy(folder: Path, log: DeltaLog, now: Snapshot, grace_s: float) -> int:
+def _tidy(log: DeltaLog, now: Snapshot, grace_s: float) -> int:
     if now.version < 0:
         return 0
     log.checkpoint()
     removed = 0
-    for found in list(os.scandir(folder)):
-        leftover = found.name.endswith(".parquet") and found.name not in now.files
-        if leftover and found.stat().st_mtime < time.time() - grace_s:
-            os.unlink(found.path)  # noqa: PTH108  # an entry of the folder
+    until_ms = (time.time() - grace_s) * 1000
+    for found in log.present():
+        if found.name not in now.files and now.dropped.get(found.name, found.modified_ms) < until_ms:
+            log.discard(found.name)
             removed += 1
             failpoint("leftover_removed")
     return removed
-
-
-def _read(folder: Path, one: DataFile, schema: pa.Schema) -> pa.Table:
-    return pq.read_table(folder / one.name).cast(schema)
-
-
-def _touch(folder: Path, files: Sequence[DataFile]) -> None:
-    """Note when these were dropped; before the commit, so that none is ever taken for one that was dropped long ago."""
-    for one in files:
-        os.utime(folder / one.name)

@@ -98,7 +98,7 @@ class S3Store:
 
     def put(self, name: str, data: Any) -> None:
         """Write an object."""
-        self._client.put(self._key(name), data)
+        self._client.put(self._key(name), obstore.Bytes(memoryview(data).cast("B")))  # pyarrow calls its bytes signed
 
     def put_new(self, name: str, data: bytes) -> None:
         """Write an object unless there is one of its name; raises Taken."""
@@ -126,11 +126,13 @@ class S3Store:
 
     def list(self, folder: str) -> Sequence[Found]:
         """The objects of a folder."""
-        prefix = self._key(folder)
-        return [
-            Found(name=one["path"].rpartition("/")[2], modified_ms=int(one["last_modified"].timestamp() * 1000))
-            for one in self._client.list_with_delimiter(prefix)["objects"]
-        ]
+        prefix = self._key(folder).rstrip("/")
+        found = []
+        for one in self._client.list_with_delimiter(prefix)["objects"]:
+            rest = one["path"].removeprefix(prefix).lstrip("/")
+            if rest:  # some stores list a folder as an object in itself
+                found.append(Found(name=rest, modified_ms=int(one["last_modified"].timestamp() * 1000)))
+        return found
 
     def delete(self, name: str) -> None:
         """Remove an object."""

@@ -40,6 +40,7 @@ from tests.cloud_collector.conftest import MONDAY, PLAN, Maker
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from cloud_collector.objectstore import ObjectStore
     from tests.cloud_collector.conftest import Made
 
 A, D, C, F = Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.FENCED
@@ -50,11 +51,13 @@ DAY = timedelta(days=1)
 class Collector:
     """A landing, a lake, roll-ups, and all that works on them, over one folder."""
 
-    def __init__(self, data: Path, *, retention: Mapping[str, timedelta] | None = None) -> None:
-        self.data, self.maker = data, Maker(SIX_HOURLY)
+    def __init__(
+        self, data: Path, *, retention: Mapping[str, timedelta] | None = None, store: ObjectStore | None = None
+    ) -> None:
+        self.data, self.maker, self.place = data, Maker(SIX_HOURLY), store or data / "lake"
         self.registry = PlanRegistry(_made(data) / "plans")
         self.registry.add(self.maker.text, ["jfk", "lga"], tenant="default")
-        self.landing, self.lake = Landing(data / "landing.sqlite"), Lake(data / "lake")
+        self.landing, self.lake = Landing(data / "landing.sqlite"), Lake(self.place)
         self.rollups = Rollups(data / "rollups.sqlite")
         self.sealer = Sealer(self.landing, self.lake, self.maker.plan_of, self.rollups)
         self.plans = [(self.maker.plan, self.maker.hash)]
@@ -89,7 +92,7 @@ class Collector:
     def differences(self) -> list[str]:
         """What does not fit."""
         paths = {"landing": self.data / "landing.sqlite", "rollups": self.data / "rollups.sqlite"}
-        return list(differences(Stores(lake=Lake(self.data / "lake"), plans=self.plans, **paths)))
+        return list(differences(Stores(lake=Lake(self.place), plans=self.plans, **paths)))
 
     def close(self) -> None:
         """Close all files."""

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Fault = str
 """`lost`: it took effect, and the connection ends without an answer. `failed`: it took effect, and the answer is 500.
-`unsent`: it took no effect, and the connection ends. `conflict`: it took no effect, and the answer is 409."""
+`unsent`: it took no effect, and the connection ends. `conflict`: it took no effect, and the answer is 409. `ignored`:
+the answer is 200, as of a store that does not know conditions."""
 
 
 class Proxy:
@@ -31,8 +32,6 @@ class Proxy:
 
     def __init__(self, target: str, fault: Callable[[str, str], Fault | None]) -> None:
         self.fault, self.host = fault, urlsplit(target).netloc
-        self.unconditional = False
-        """Whether the condition of a put is dropped, as by a store that does not know it."""
         self.seen: list[tuple[str, str, Fault | None]] = []
         """Each request: its method, path and fault."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"proxy": self}))
@@ -61,6 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "conflict":
             self._answer(409, [], b"<Error><Code>ConditionalRequestConflict</Code></Error>")
+            return
+        if fault == "ignored":
+            self._answer(200, [("ETag", '"0"')], b"")
             return
         with closing(http.client.HTTPConnection(proxy.host, timeout=30)) as connection:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

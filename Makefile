@@ -39,8 +39,9 @@ fuzz: setup ## coverage-guided fuzzing of decode and the readers, five minutes a
 	for target in typed lines cells frames bodies; do \
 	  $(BIN)/python -m tests.fuzz.harness $$target -max_total_time=300 -max_len=256 || exit 1; done
 
-tools: ## what tests need besides Python: a Mosquitto broker from Debian, unpacked under .tools/
+tools: ## what tests need besides the .venv, under .tools/: a Mosquitto broker from Debian, a distributed engine
 	sh tests/conformance/mosquitto.sh
+	$(PYTHON) examples/engine/environment.py
 
 bench-collector: setup ## the collector under load, over TLS, beside an ack-only server; a line a bar; half an hour
 	$(BIN)/python -m benchmarks.collector

@@ -39,7 +39,13 @@ if TYPE_CHECKING:
 
     from cloud_collector.bucket import Bucket
 
-_TIMEOUT = timedelta(seconds=30)
+_CONNECT = timedelta(seconds=5)
+_WHOLE = timedelta(seconds=120)
+"""For a request and its answer; the largest object is a compaction's, some 100 MB."""
+_SMALL = timedelta(seconds=15)
+"""As above, for a conditional put."""
+_REPEATED_FOR = timedelta(seconds=30)
+"""No request is sent again after this time: whoever waits is told."""
 _ATTEMPTS = 5
 """Of a conditional put; the client itself repeats what may be repeated blindly."""
 _PAUSE_S = 0.2
@@ -61,8 +67,8 @@ class S3Store:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
-        self._client = _client(bucket, _ATTEMPTS)
-        self._once = _client(bucket, 0)
+        self._client = _client(bucket, _ATTEMPTS, _WHOLE)
+        self._once = _client(bucket, 0, _SMALL)
 
     @property
     def location(self) -> str:
@@ -191,9 +197,9 @@ class _Opened(fsspec.spec.AbstractBufferedFile):  # type: ignore[misc]  # as abo
         return bytes(obstore.get_range(self.fs.client, self.fs.key(self.path), start=start, end=end))
 
 
-def _client(bucket: Bucket, retries: int) -> Client:
+def _client(bucket: Bucket, retries: int, timeout: timedelta) -> Client:
     endpoint = bucket.endpoint or f"https://s3.{bucket.region}.amazonaws.com"
-    options: ClientConfig = {"allow_http": bucket.is_local, "timeout": _TIMEOUT, "connect_timeout": _TIMEOUT}
+    options: ClientConfig = {"allow_http": bucket.is_local, "timeout": timeout, "connect_timeout": _CONNECT}
     if bucket.ca_file is not None:
         options["root_certificate"] = bucket.ca_file.read_bytes()
     return Client(
@@ -207,7 +213,7 @@ def _client(bucket: Bucket, retries: int) -> Client:
             "skip_signature": False,
         },
         client_options=options,
-        retry_config={"max_retries": retries},
+        retry_config={"max_retries": retries, "retry_timeout": _REPEATED_FOR},
         credential_provider=None if bucket.access_key_file is None else _KeyFiles(bucket),
     )
 

@@ -185,7 +185,7 @@ class _Stores:
 def _stores(config: Config, registry: PlanRegistry) -> Iterator[_Stores]:
     opened = Landing(config.landing_path, max_queued=config.max_queued_releases, new_incarnation=config.new_incarnation)
     with contextlib.closing(opened) as landing, contextlib.closing(Rollups(config.rollups_path)) as rollups:
-        lake = Lake.of(config, writes=True)
+        lake = Lake.of(config, writes=config.workers == 1)  # of several, whoever looks after them has tried the store
         sealer = Sealer(landing, lake, plan_of(registry), rollups)
         yield _Stores(
             landing=landing, lake=lake, rollups=rollups, sealer=sealer, turns=Turns(sealer, config.turns_path)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from deltalake import DeltaTable
 
 from cloud_collector import backup as room
-from cloud_collector import client, deltalog, failpoint, s3store, server, upkeep
+from cloud_collector import client, deltalog, failpoint, s3store, server, supervisor, upkeep
+from cloud_collector.__main__ import cli
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake import Lake
@@ -84,6 +86,19 @@ def test_a_bucket_that_cannot_be_used_stops_the_start(bucket: Bucket, tmp_path: 
     with pytest.raises(StoreFailed, match="not usable") as caught:
         _serve(settings(tmp_path, bucket=bucket))
     assert "canary" not in str(caught.value)
+
+
+def test_several_processes_try_the_store_once_before_they_start(bucket: Bucket, tmp_path: Path) -> None:
+    """A worker that is started again while the store is away takes calls: the landing needs no bucket."""
+    gone = dataclasses.replace(bucket, endpoint="http://127.0.0.1:9")
+    with pytest.raises(StoreFailed, match=r"\$\.lake\.url"):
+        asyncio.run(supervisor.serve(settings(tmp_path, bucket=gone, workers=2)))
+
+    async def one_worker() -> None:
+        stop = asyncio.Event()
+        await server.serve(settings(tmp_path, bucket=gone, workers=2), stop=stop, ready=lambda _: stop.set())
+
+    asyncio.run(one_worker())
 
 
 def _serve(config: Any) -> None:
@@ -302,6 +317,31 @@ def test_the_mutant_that_does_not_look_for_what_it_may_hold_is_caught(
 
 
 # Backup and restore
+
+
+def test_the_commands_find_the_bucket(bucket: Bucket, tmp_path: Path) -> None:
+    """`verify`, `backup` and `restore`, from the config alone; a restore over tables is refused by its field."""
+    lines = ["[collector]", 'data = "data"', "[lake]", f'url = "{bucket.url}"', f'endpoint = "{bucket.endpoint}"']
+    lines += [f'{name} = "{getattr(bucket, name)}"' for name in ("access_key_file", "secret_key_file")]
+    file, copy = tmp_path / "collector.toml", str(tmp_path / "copy")
+    file.write_text("\n".join(lines))
+    with collecting(tmp_path / "data", store=S3Store(bucket)) as one:
+        one.seal(*(one.make(n, seed=n) for n in range(4)))
+
+    def run(*given: str) -> tuple[int, str]:
+        result = CliRunner().invoke(cli, [*given, "--config", str(file)])
+        return result.exit_code, result.output
+
+    assert run("verify") == (0, "all fits\n")
+    assert run("backup", copy)[0] == 0
+    assert list((tmp_path / "copy" / "lake").rglob("*.parquet"))
+    (tmp_path / "data").rename(tmp_path / "old")
+    code, said = run("restore", copy)
+    assert code != 0
+    assert "$.lake.url: the place holds tables already" in said
+    file.write_text(file.read_text().replace(bucket.url, f"{bucket.url}/again"))
+    assert run("restore", copy)[0] == 0
+    assert run("verify") == (0, "all fits\n")
 
 
 def test_a_backup_of_a_bucket_is_restored_to_another_or_to_a_folder(

@@ -25,7 +25,7 @@ BUCKET, REGION = "lake", "us-east-1"
 ACCESS_KEY, SECRET_KEY = "test-access", "test-secret-key"
 _PLACES = [str(Path(sys.executable).parent / "weed"), shutil.which("weed")]
 BINARY = next((place for place in _PLACES if place is not None and Path(place).exists()), None)
-_START_S = 60.0
+_START_S, _STARTS = 60.0, 3
 
 
 def need_s3() -> None:
@@ -64,33 +64,43 @@ class Server:
 
 def main() -> None:
     """Run a server until standard input ends."""
+    for _ in range(_STARTS):
+        with tempfile.TemporaryDirectory() as folder:
+            if _run(Path(folder)):
+                return
+
+
+def _run(folder: Path) -> bool:
+    """Whether it came up; another process may have taken a port that was free."""
     assert BINARY is not None
     names = ("master", "volume", "filer", "s3")
     ports = iter(_free_ports(2 * len(names)))
     flags = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-master.electionTimeout=500ms"]
     flags += ["-master.volumeSizeLimitMB=64", "-volume.max=16"]
+    flags += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]  # nothing outside, no fixed port
     found: dict[str, int] = {}
     for name in names:
         found[name] = next(ports)
         flags += [f"-{name}.port={found[name]}", f"-{name}.port.grpc={next(ports)}"]
-    with tempfile.TemporaryDirectory() as folder:
-        keys = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
-        identity = {"name": "tests", "credentials": [keys], "actions": ["Read", "Write", "List"]}
-        (Path(folder) / "s3.json").write_text(json.dumps({"identities": [identity]}))
-        flags += [f"-dir={folder}", f"-s3.config={folder}/s3.json"]
-        with (Path(folder) / "log").open("wb") as log:
-            weed = subprocess.Popen([str(BINARY), "server", *flags], stdout=log, stderr=log, cwd=folder)
-        try:
-            _wait_ready(found["filer"], found["s3"])
-            sys.stdout.write(f"http://127.0.0.1:{found['s3']}\n")
-            sys.stdout.flush()
-            sys.stdin.read()
-        finally:
-            weed.kill()  # its data goes with it; told to stop, it takes half a minute
-            weed.wait()
+    keys = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
+    identity = {"name": "tests", "credentials": [keys], "actions": ["Read", "Write", "List"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    flags += [f"-dir={folder}", f"-s3.config={folder}/s3.json"]
+    with (folder / "log").open("wb") as log:
+        weed = subprocess.Popen([str(BINARY), "server", *flags], stdout=log, stderr=log, cwd=folder)
+    try:
+        if not _came_up(weed, found["filer"], found["s3"]):
+            return False
+        sys.stdout.write(f"http://127.0.0.1:{found['s3']}\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+    finally:
+        weed.kill()  # its data goes with it; told to stop, it takes half a minute
+        weed.wait()
+    return True
 
 
-def _wait_ready(filer: int, s3: int) -> None:
+def _came_up(weed: subprocess.Popen[bytes], filer: int, s3: int) -> bool:
     deadline = time.monotonic() + _START_S
     wanted = [("PUT", filer, f"/buckets/{BUCKET}/", {201}), ("GET", s3, f"/{BUCKET}", {403})]
     while wanted:
@@ -99,9 +109,10 @@ def _wait_ready(filer: int, s3: int) -> None:
             if _status(method, port, path) in good:
                 wanted.pop(0)
                 continue
-        if time.monotonic() > deadline:
-            raise TimeoutError
+        if weed.poll() is not None or time.monotonic() > deadline:
+            return False
         time.sleep(0.1)
+    return True
 
 
 def _status(method: str, port: int, path: str) -> int:

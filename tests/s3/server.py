@@ -86,6 +86,7 @@ def _run(folder: Path) -> bool:
     identity = {"name": "tests", "credentials": [keys], "actions": ["Read", "Write", "List"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     flags += [f"-dir={folder}", f"-s3.config={folder}/s3.json"]
+    flags += [f"-{name}.localSocket={folder}/{name}.sock" for name in ("filer", "s3")]
     with (folder / "log").open("wb") as log:
         weed = subprocess.Popen([str(BINARY), "server", *flags], stdout=log, stderr=log, cwd=folder)
     try:

@@ -79,9 +79,11 @@ def _run(folder: Path) -> bool:
     flags += ["-master.volumeSizeLimitMB=64", "-volume.max=16"]
     flags += ["-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]  # nothing outside, no fixed port
     found: dict[str, int] = {}
+    sockets: list[Path] = []
     for name in names:
-        found[name] = next(ports)
-        flags += [f"-{name}.port={found[name]}", f"-{name}.port.grpc={next(ports)}"]
+        found[name], grpc = next(ports), next(ports)
+        flags += [f"-{name}.port={found[name]}", f"-{name}.port.grpc={grpc}"]
+        sockets.append(Path(tempfile.gettempdir()) / f"seaweedfs-{name}-grpc-{grpc}.sock")  # no flag says where
     keys = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
     identity = {"name": "tests", "credentials": [keys], "actions": ["Read", "Write", "List"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -98,6 +100,8 @@ def _run(folder: Path) -> bool:
     finally:
         weed.kill()  # its data goes with it; told to stop, it takes half a minute
         weed.wait()
+        for socket_file in sockets:
+            socket_file.unlink(missing_ok=True)
     return True
 
 

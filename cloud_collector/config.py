@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
+from cloud_collector.bucket import Bucket, LakeTable, bucket_of
 from cloud_collector.errors import ConfigInvalid
 from edge_agg.contract.address import is_loopback
 from edge_agg.contract.plan import parse_duration
@@ -109,6 +110,8 @@ class Config:
     """Seconds between two rounds of retention and compaction."""
     new_incarnation: Literal["accept", "fence"] = "accept"
     """What is done with an agent that comes with a new journal: taken with an alarm, or shut out."""
+    bucket: Bucket | None = None
+    """Where the sealed tables are kept; in the data folder if None."""
     tls: Tls | None = None
     """None: loopback only, and whoever calls may do everything."""
     database: Database | None = None
@@ -151,7 +154,7 @@ class Config:
 
     @property
     def lake_path(self) -> Path:
-        """The folder of the sealed tables."""
+        """The folder of the sealed tables, where no bucket keeps them."""
         return self.data / "lake"
 
 
@@ -214,6 +217,7 @@ class _File(_Strict, frozen=True, kw_only=True):
     monitor: _Monitor = _Monitor()
     fleet: _Fleet = _Fleet()
     landing: _Landing | None = None
+    lake: LakeTable | None = None
     tls: _Tls | None = None
     plan: list[_PlanEntry] = []
 
@@ -259,6 +263,7 @@ def load(path: Path) -> Config:
         workers=file.collector.workers,
         monitor=file.monitor.listen,
         traces=file.monitor.traces,
+        bucket=None if file.lake is None else bucket_of(file.lake, folder),
         tls=None if file.tls is None else _tls(file.tls, folder),
         database=None if file.landing is None else _database(file.landing, folder),
     )

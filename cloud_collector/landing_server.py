@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloud_collector import landing_tables
-from cloud_collector.deltalog import sync
 from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.folderstore import sync
 from cloud_collector.landing_file import BOUND
 from cloud_collector.landing_session import Session, connected, psycopg
 from cloud_collector.landing_store import Broken

@@ -200,7 +200,7 @@ def _stores(config: Config, registry: PlanRegistry) -> Iterator[_Stores]:
         rollups = None
         if config.database is None:
             rollups = stack.enter_context(contextlib.closing(Rollups(config.rollups_path)))
-        lake = Lake(config.lake_path)
+        lake = Lake.of(config, writes=config.workers == 1)  # of several, whoever looks after them has tried the store
         sealer = Sealer(landing, lake, plan_of(registry), rollups)
         turns = Turns(sealer, config.turns_path, landing.turn)
         yield _Stores(landing=landing, lake=lake, rollups=rollups, turns=turns)

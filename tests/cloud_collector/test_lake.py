@@ -17,7 +17,7 @@ import duckdb
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
-from cloud_collector import deltalog, failpoint
+from cloud_collector import deltalog, failpoint, folderstore
 from cloud_collector import lake as room
 from cloud_collector import sealer as sealing
 from cloud_collector.deltalog import DeltaLog
@@ -309,7 +309,7 @@ def test_a_table_that_fails_keeps_its_releases_waiting_and_no_others(
     commit, failures = DeltaLog.commit, ["once"]
 
     def full(self: DeltaLog, *given: Any, **more: Any) -> None:
-        if self._folder.parent.name == maker.plan.name and failures:
+        if self.table.startswith(f"{maker.plan.name}/") and failures:
             failures.pop()
             raise OSError
         commit(self, *given, **more)
@@ -362,7 +362,7 @@ def test_the_lake_is_on_the_disk_before_the_landing_lets_go(
 def test_mutant_a_commit_without_a_sync_is_caught(
     landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deltalog, "_fsync", lambda fd: None)
+    monkeypatch.setattr(folderstore, "_fsync", lambda fd: None)
     missing = unsynced_when_marked(landing, lake, maker, tmp_path, monkeypatch)
     assert "00000000000000000002.json" in missing
     assert sum(name.endswith(".parquet") for name in missing) == 3
@@ -397,13 +397,13 @@ def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(
     assert len(read(lake, maker)) == 10
     fresh = Lake(tmp_path / "a lake é" / "tables")
     synced: set[str] = set()
-    sync = deltalog.sync
+    sync = folderstore.sync
 
     def noted(path: Path) -> None:
         sync(path)
         synced.add(path.name)
 
-    monkeypatch.setattr(deltalog, "sync", noted)
+    monkeypatch.setattr(folderstore, "sync", noted)
     assert Sealer(landing, fresh, maker.plan_of).seal() == 1
     assert {Path(file).name for file in fresh.files(maker.plan, maker.hash)} | {"_delta_log"} <= synced
     assert len(read(fresh, maker)) == 10
@@ -419,7 +419,7 @@ def test_other_engines_read_the_same_table(lake: Lake, maker: Maker, monkeypatch
     checkpoints = 0
     for row in rows:
         lake.append(maker.plan, maker.hash, [row], app_id="a")
-        folder = lake.folder(maker.plan, maker.hash)
+        folder = Path(lake.location(maker.plan, maker.hash))
         checkpoints += lake.write(maker.plan, maker.hash, lambda log, _: log.checkpoint())
         table = DeltaTable(folder)
         assert table.transaction_version("a") == row[0]
@@ -435,7 +435,7 @@ def test_other_engines_read_the_same_table(lake: Lake, maker: Maker, monkeypatch
 
 def test_a_table_that_the_library_wrote_is_continued(lake: Lake, maker: Maker) -> None:
     made = [maker.make(seed=i, window=i) for i in range(3)]
-    folder = lake.folder(maker.plan, maker.hash)
+    folder = Path(lake.location(maker.plan, maker.hash))
     folder.mkdir(parents=True)
     marks = CommitProperties(app_transactions=[Transaction(app_id="a", version=2)])
     write_deltalake(folder, table_of(maker.plan, rows_of(made)[:2]), commit_properties=marks)

@@ -257,10 +257,18 @@ class DeltaLog:
 
     def _summed_up(self, known: Snapshot) -> Snapshot:
         """The newest checkpoint, if it is newer than what is known."""
-        newest = self._newest_checkpoint()
-        if newest is None or newest <= known.version:
-            return known
-        data = self._store.get(self._logged(f"{newest:020}.checkpoint.parquet"))
+        gone = None
+        while True:
+            newest = self._newest_checkpoint()
+            if newest is None or newest <= known.version:
+                return known
+            try:
+                data = self._store.get(self._logged(f"{newest:020}.checkpoint.parquet"))
+                break
+            except Missing:  # removed since it was named, behind two newer ones; else the table is damaged
+                if newest == gone:
+                    raise
+                gone = newest
         rows = pq.read_table(pa.BufferReader(data), columns=["txn", "add", "remove"]).to_pylist()
         actions = [{name: action for name, action in row.items() if action is not None} for row in rows]
         return replace(_applied(Snapshot(), actions), version=newest)

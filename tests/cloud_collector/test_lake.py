@@ -20,8 +20,9 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from cloud_collector import deltalog, failpoint, folderstore
 from cloud_collector import lake as room
 from cloud_collector import sealer as sealing
-from cloud_collector.deltalog import DeltaLog
+from cloud_collector.deltalog import DeltaLog, Snapshot
 from cloud_collector.errors import StoreFailed
+from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_of, table_schema
 from cloud_collector.landing import Landing, Verdict
@@ -459,3 +460,70 @@ def test_a_writer_that_was_outrun_looks_again(
     lake.append(maker.plan, maker.hash, rows, app_id="a")
     assert len(read(lake, maker)) == 20
     assert lake.snapshot(maker.plan, maker.hash).version == 0
+
+
+def reads_what_was_there(folder: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a read, begun or gone on with, holds every commit that came before it, whenever a writer overtakes.
+
+    The writer makes eight commits and four checkpoints between two of the reader's requests, and clears what is behind.
+    """
+    writer = Lake(folder)
+    rows = iter(rows_of([maker.make(seed=i, window=i) for i in range(400)]))
+
+    def commit(times: int) -> None:
+        for _ in range(times):
+            writer.append(maker.plan, maker.hash, [next(rows)], app_id="a")
+            writer.write(maker.plan, maker.hash, lambda log, _: log.checkpoint())
+
+    class Overtaken(FolderStore):
+        left = -1
+
+        def get(self, name: str) -> bytes:
+            self.left -= 1
+            if self.left == 0:
+                commit(8)
+            return super().get(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deltalog, "CHECKPOINT_EVERY", 2)
+        commit(3)
+        for turn in range(1, 7):
+            for seen in (False, True):
+                reader = Lake(store := Overtaken(folder))
+                if seen:
+                    reader.snapshot(maker.plan, maker.hash)
+                commit(3)
+                before = writer.snapshot(maker.plan, maker.hash).version
+                store.left = turn
+                try:
+                    found = reader.snapshot(maker.plan, maker.hash)
+                except StoreFailed:
+                    return False
+                if found.version < before or len(found.files) != found.version + 1:
+                    return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_read_is_no_older_than_its_beginning(tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the entries that it goes on from, or the checkpoint that it was told of, are removed meanwhile."""
+    assert reads_what_was_there(tmp_path, maker, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", ["a checkpoint is for those who begin", "a checkpoint is looked for once"])
+def test_mutant_reads_that_a_writer_may_overtake_are_caught(
+    tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch, mutant: str
+) -> None:
+    summed_up = DeltaLog._summed_up
+
+    def once(self: DeltaLog, known: Snapshot) -> Snapshot:
+        if mutant == "a checkpoint is for those who begin":
+            return summed_up(self, known) if known.version < 0 else known
+        told = self._newest_checkpoint()
+        with monkeypatch.context() as patch:
+            patch.setattr(self, "_newest_checkpoint", lambda: told)
+            return summed_up(self, known)
+
+    monkeypatch.setattr(DeltaLog, "_summed_up", once)
+    assert not reads_what_was_there(tmp_path, maker, monkeypatch)

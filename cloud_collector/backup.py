@@ -115,6 +115,7 @@ def restore(source: Path, data: Path, *, who: str, lake: Lake | None = None) -> 
         shutil.copytree(source, draft, ignore=lambda _, names: [MANIFEST] if MANIFEST in names else [])
         draft.chmod(0o700)
         if lake is not None:
+            _claim(draft, lake)
             _put_tables(draft, lake)
         _mark_restored(draft, who)
         _sync_tree(draft)
@@ -172,6 +173,11 @@ def _copy_table(lake: Lake, plan: Plan, plan_hash: PlanHash, target: Lake) -> No
             transactions=now.transactions,
         )
         return
+
+
+def _claim(draft: Path, lake: Lake) -> None:
+    with closing(LandingFile(draft / _SQLITE[0])) as landing:
+        landing.run(lambda: landing.bind(lake))
 
 
 def _put_tables(draft: Path, lake: Lake) -> None:

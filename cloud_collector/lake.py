@@ -22,7 +22,7 @@ from cloud_collector.deltalog import DeltaLog, Outrun, Snapshot
 from cloud_collector.errors import StoreFailed
 from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake_rows import releases_in, table_of, table_schema
-from cloud_collector.objectstore import SyncFailed
+from cloud_collector.objectstore import Missing, SyncFailed, Taken
 from edge_agg.contract.codec import to_us
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+OWNER = "landing.id"
+"""The object that holds the id of the landing which is sealed into this lake."""
 RETIRED = "retired"
 """The log's transaction that notes the moment, in microseconds since 1970, before which data was removed on purpose."""
 _TRIES = 5
@@ -85,6 +87,33 @@ class Lake:
     def failed(self) -> bool:
         """Whether a sync failed: it is never tried again, and only a new process may write."""
         return self._failed
+
+    def owner(self) -> str | None:
+        """The id of the landing that this lake belongs to, None before it is anybody's; raises StoreFailed."""
+        try:
+            return self._store.get(OWNER).decode().strip()
+        except Missing:
+            return None
+        except Exception as error:  # noqa: BLE001  # the stores raise errors of their own
+            raise StoreFailed(f"the lake cannot be read ({type(error).__name__})") from None
+
+    def claim(self, landing_id: str) -> str:
+        """Note that this lake belongs to a landing, unless it does to one; whose it is then; raises StoreFailed."""
+        try:
+            with suppress(Taken):
+                if self.owner() is None:
+                    self._store.put_new(OWNER, f"{landing_id}\n".encode())
+            found = self.owner()
+        except StoreFailed:
+            raise
+        except Exception as error:  # noqa: BLE001  # as above
+            raise StoreFailed(f"the lake cannot be written ({type(error).__name__})") from None
+        assert found is not None
+        return found
+
+    def sealed_by(self, plan: Plan, plan_hash: PlanHash) -> set[str]:
+        """The ids of the landings that a table was sealed from; raises StoreFailed."""
+        return set(self.snapshot(plan, plan_hash).transactions) - {RETIRED}
 
     def append(self, plan: Plan, plan_hash: PlanHash, releases: Sequence[Row], *, app_id: str) -> None:
         """Bring releases into a plan's table, once; on return they are on the disk.

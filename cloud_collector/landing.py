@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from cloud_collector.config import Database
     from cloud_collector.landed import Noted
-    from cloud_collector.landing_store import Store
+    from cloud_collector.landing_store import Owned, Store
     from edge_agg.contract.release import Release, Sealed
 
 __all__ = ["AgentSeen", "LandedRelease", "Landing", "Verdict", "store_of"]
@@ -146,8 +146,8 @@ class Landing:
         """Of a plan, what is not in the lake: by tenant and agent, the starts of its first and its last window."""
         query = (
             "SELECT tenant, agents.agent, min(window_start_us), max(window_start_us) "
-            "FROM waiting CROSS JOIN releases USING (id) JOIN agents ON agents.no = releases.agent "
-            "WHERE plan = (SELECT no FROM plans WHERE hash = ?) GROUP BY agents.no"
+            "FROM waiting CROSS JOIN releases JOIN agents ON agents.no = releases.agent "
+            "WHERE releases.id = waiting.id AND plan = (SELECT no FROM plans WHERE hash = ?) GROUP BY agents.no"
         )
         rows: list[Any] = self._call(lambda: self._db.execute(query, (bytes(plan_hash),)).fetchall())
         return {(tenant, agent): (first_us, last_us) for tenant, agent, first_us, last_us in rows}
@@ -195,9 +195,9 @@ class Landing:
         """What was done about agents, by whom and why, oldest first."""
         return self._call(lambda: fence.noted(self._db, tenant, agent))
 
-    def bind(self, data: Path) -> None:
-        """Make sure that a data folder's lake is the one this landing is sealed into; see :meth:`Store.bind`."""
-        self._call(lambda: self._store.bind(data))
+    def bind(self, lake: Owned) -> None:
+        """Make sure that a lake is the one this landing is sealed into; see :meth:`Store.bind`."""
+        self._call(lambda: self._store.bind(lake))
 
     def turn(self) -> AbstractContextManager[None]:
         """Wait until no collector on another machine seals; see :meth:`Store.turn`."""

@@ -193,17 +193,30 @@ class _Stores:
 
 @contextlib.contextmanager
 def _stores(config: Config, registry: PlanRegistry) -> Iterator[_Stores]:
+    if config.database is not None and config.landing_path.exists():
+        raise ConfigInvalid("$.landing.url: this data folder has a landing of its own, whose keys would be forgotten")
     opened = Landing(config.landing, max_queued=config.max_queued_releases, new_incarnation=config.new_incarnation)
     with contextlib.ExitStack() as stack:
         landing = stack.enter_context(contextlib.closing(opened))
-        landing.bind(config.data)
+        lake = Lake.of(config, writes=config.workers == 1)  # of several, whoever looks after them has tried the store
+        landing.bind(lake)
         rollups = None
         if config.database is None:
+            _check_sealed_here(lake, landing.id, registry)
             rollups = stack.enter_context(contextlib.closing(Rollups(config.rollups_path)))
-        lake = Lake.of(config, writes=config.workers == 1)  # of several, whoever looks after them has tried the store
         sealer = Sealer(landing, lake, plan_of(registry), rollups)
         turns = Turns(sealer, config.turns_path, landing.turn)
         yield _Stores(landing=landing, lake=lake, rollups=rollups, turns=turns)
+
+
+def _check_sealed_here(lake: Lake, landing_id: str, registry: PlanRegistry) -> None:
+    """Refuse tables whose roll-ups here would lack what another landing sealed into them."""
+    for one in registry.list():
+        with contextlib.suppress(StoreFailed):  # a table that fails holds up no other plan: the sealer will say so
+            if lake.sealed_by(one.plan, one.hash) - {landing_id}:
+                raise ConfigInvalid(
+                    f"$.collector.data: the table of {one.plan.name} was sealed from another landing too"
+                )
 
 
 def registry_of(config: Config) -> tuple[PlanRegistry, dict[str, timedelta]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from cloud_collector import metrics, tracing
+from cloud_collector import metrics, shared_plans, tracing
 from cloud_collector.denied import DenyList
 from cloud_collector.enrollment import EnrollmentService
 from cloud_collector.errors import ConfigInvalid, StoreFailed
@@ -123,8 +123,9 @@ async def serve(
                 upkeep = stores.upkeep(registry, retention) if alone else None
                 keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
                 looking = asyncio.create_task(look_until(waits, config.tls if alone else None))
+                pulling = asyncio.create_task(shared_plans.pull_until(waits, registry))
                 await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
-                await asyncio.gather(keeping, looking)
+                await asyncio.gather(keeping, looking, pulling)
         if alone and not broken.is_set():
             await asyncio.to_thread(turns.seal)
     emit(Event.COLLECTOR_STOPPED)
@@ -154,8 +155,9 @@ async def seal(config: Config, *, ready: Callable[[str], None], stop: asyncio.Ev
         upkeep = stores.upkeep(registry, retention)
         keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
         looking = asyncio.create_task(look_until(waits, config.tls))
+        pulling = asyncio.create_task(shared_plans.pull_until(waits, registry))
         await seal_until(waits, turns.seal, config.seal_every_s, note_failure)
-        await asyncio.gather(keeping, looking)
+        await asyncio.gather(keeping, looking, pulling)
         if not broken.is_set():
             await asyncio.to_thread(turns.seal)
     if broken.is_set():
@@ -224,7 +226,9 @@ def registry_of(config: Config) -> tuple[PlanRegistry, dict[str, timedelta]]:
 
     Where entries disagree, it is kept as long as any of them wants.
     """
-    registry = PlanRegistry(config.plans_path)
+    registry = shared_plans.registry(config)
+    if isinstance(registry, shared_plans.SharedPlans):
+        registry.share()
     wanted: dict[str, list[timedelta | None]] = {}
     for entry in config.plans:
         try:

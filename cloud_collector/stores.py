@@ -32,12 +32,12 @@ def verify(context: click.Context, config: Path) -> None:
         from cloud_collector import config as settings
         from cloud_collector.lake import Lake
         from cloud_collector.landing import store_of
-        from cloud_collector.plans import PlanRegistry
+        from cloud_collector.shared_plans import registry
         from cloud_collector.verify import Stores, differences
 
         told = settings.load(config)
         landing = store_of(told.landing, make=False)
-        plans = [(one.plan, one.hash) for one in PlanRegistry(told.plans_path).list()]
+        plans = [(one.plan, one.hash) for one in registry(told).list()]
         lake = Lake.of(told, writes=False)
         rollups = told.rollups_path if told.database is None else None
         with contextlib.closing(landing):
@@ -91,14 +91,14 @@ def mark_restored(config: Path) -> None:
         from cloud_collector.errors import ConfigInvalid, StoreFailed
         from cloud_collector.landing import store_of
         from cloud_collector.landing_store import Broken
-        from cloud_collector.plans import PlanRegistry
+        from cloud_collector.shared_plans import registry
 
         told = settings.load(config)
         if told.database is None:
             raise ConfigInvalid("$.landing.url: missing: `restore` marks what it brings back by itself")
         with contextlib.closing(store_of(told.landing, make=False)) as landing:
             try:
-                room.mark_restored(landing, PlanRegistry(told.plans_path).list(), who=getpass.getuser())
+                room.mark_restored(landing, registry(told).list(), who=getpass.getuser())
             except Broken as error:
                 raise StoreFailed(f"nothing was noted ({error.cause}): look at the landing's server") from None
         click.echo("noted; start the collectors, then look at `fleet`")

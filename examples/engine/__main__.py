@@ -22,8 +22,8 @@ import pyarrow as pa
 from cloud_collector.config import load
 from cloud_collector.errors import ConfigInvalid, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.lake import Lake
-from cloud_collector.plans import PlanRegistry
 from cloud_collector.question import Asked, Question
+from cloud_collector.shared_plans import registry
 from edge_agg.contract.plan import parse_duration
 from examples.engine.environment import PYTHON
 from examples.engine.question import answer, queries
@@ -46,7 +46,7 @@ def ask(config: Path, question: Question, *, remote: str | None = None, workers:
         workers: how many Sail starts.
     """
     told = load(config)
-    registered = PlanRegistry(told.plans_path).find(question.plan, question.version)
+    registered = registry(told).find(question.plan, question.version)
     asked = Asked.of(registered.plan, question, home=registered.tenant)
     table = Lake.of(told, writes=False).location(registered.plan, registered.hash)
     with tempfile.TemporaryDirectory() as folder:

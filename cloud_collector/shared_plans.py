@@ -1,7 +1,7 @@
 """Registered plans of collectors on several machines: what one of them is told, all know.
 
 Place: over the registry, where landing and lake are both shared; the commands and the server open whichever registry
-the config asks for here. In the bucket: one object a tenant's plan and version, `_plans/<tenant>,<plan>,v<version>.json`,
+the config asks for here. In the bucket: an object a plan and version, `_plans/<tenant>,<plan>,v<version>.json`,
 as the registry stores it; every machine keeps a copy in its own folder, which its processes read.
 Invariants: a name and version stand for one meaning at all machines, because the first to claim the object says which;
 of two who name other agents at one time, the later holds at all of them; a machine that cannot reach the bucket goes on

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cloud_collector.bucket import Bucket
-from tests.cloud_collector.conftest import keyed_maker, maker, other_maker
+from tests.cloud_collector.conftest import keyed_maker, maker, other_maker, postgres
 from tests.s3.server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, Server, need_s3
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["keyed_maker", "maker", "other_maker"]
+__all__ = ["keyed_maker", "maker", "other_maker", "postgres"]
 
 
 @pytest.fixture(scope="session")

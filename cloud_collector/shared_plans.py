@@ -111,8 +111,12 @@ class SharedPlans(PlanRegistry):
         return changed
 
 
-def registry(config: Config) -> PlanRegistry:
-    """The registry that a config asks for, up to date.
+def registry(config: Config, *, pull: bool = True) -> PlanRegistry:
+    """The registry that a config asks for.
+
+    Args:
+        config: the collector's.
+        pull: whether it is brought up to date.
 
     Raises:
         ConfigInvalid: as :meth:`SharedPlans.pull`.
@@ -123,7 +127,8 @@ def registry(config: Config) -> PlanRegistry:
     from cloud_collector.s3store import S3Store  # noqa: PLC0415  # of an extra
 
     shared = SharedPlans(config.plans_path, S3Store(config.bucket))
-    shared.pull()
+    if pull:
+        shared.pull()
     return shared
 
 

@@ -64,9 +64,9 @@ async def serve(
     """
     ending = stop if stop is not None else server.on_signals()
     metrics.start()
-    server.registry_of(config)
-    Lake.of(config, writes=True)
-    Landing(config.landing).close()  # makes it, once
+    registry, _ = server.registry_of(config)
+    with contextlib.closing(Landing(config.landing)) as landing:  # makes it, once
+        server.bind(config, landing, Lake.of(config, writes=True), registry)
     with contextlib.ExitStack() as reserved:
         config = _reserved(config, reserved)
         house = _House(config, ending)

@@ -7,6 +7,7 @@ a machine that falls silent without dying (its sessions end by keepalives, half 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -22,6 +23,8 @@ from cloud_collector.bucket import Bucket
 from edge_agg.contract.plan import parse_plan
 from tests.cloud_collector.front import PLAN_TEXT, push, release
 from tests.cloud_collector.test_shared_collectors import ACCEPTED, DUPLICATE, kill, patient, run, until_sealed
+from tests.s3.conftest import bucket_at
+from tests.s3.server import Server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,6 +186,38 @@ def until_taken(collector: Running) -> tuple[int, str]:
             break
         time.sleep(0.1)
     return said
+
+
+def test_processes_that_are_started_again_need_no_bucket(postgres: Postgres, tmp_path: Path) -> None:
+    """While the bucket is away releases are acked, also by workers, and a sealer, that came meanwhile."""
+    database = postgres.database()
+    with contextlib.closing(Server()) as away:
+        config = machine(
+            tmp_path / "one",
+            database,
+            bucket_at(away.endpoint, tmp_path),
+            workers=2,
+            seal_every="200ms",
+            plan=True,
+        )
+        with serving(config) as collector:
+            assert push(collector.address, release("jfk", 0)) == [ACCEPTED]
+            away.close()
+            for pid in started(config):
+                os.kill(pid, signal.SIGKILL)
+            assert patient([collector], release("jfk", 1)) == [ACCEPTED]
+            deadline = time.monotonic() + 20
+            while len(started(config)) < 6 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert len(started(config)) == 6, "each once more, and no more than that"
+            assert [push(collector.address, release("jfk", n)) for n in range(2, 12)] == [[ACCEPTED]] * 10
+            assert collector.process.poll() is None
+
+
+def started(config: Path) -> list[int]:
+    """The processes that a collector has started."""
+    lines = [json.loads(line) for line in (config.parent / "log").read_text().splitlines() if line.startswith("{")]
+    return [line["pid"] for line in lines if line["event"] == "worker_started"]
 
 
 def test_two_that_name_another_bucket_are_not_one(postgres: Postgres, bucket: Bucket, tmp_path: Path) -> None:

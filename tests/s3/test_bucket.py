@@ -396,6 +396,10 @@ def test_a_backup_of_a_bucket_is_restored_to_another_or_to_a_folder(
         with pytest.raises(ConfigInvalid, match="holds tables already"):
             room.restore(tmp_path / "copy", tmp_path / "again", who="ada", lake=Lake(source))
         assert not (tmp_path / "again").exists()
+    taken = S3Store(bucket_at(server.endpoint, tmp_path))
+    Lake(taken).claim("another landing's")
+    with pytest.raises(ConfigInvalid, match="belongs to another landing"):
+        room.restore(tmp_path / "copy", tmp_path / "again", who="ada", lake=Lake(taken))
     other = S3Store(bucket_at(server.endpoint, tmp_path))
     places = {"bucket": other, "folder": FolderStore(tmp_path / "folder" / "lake")}
     for name, place in places.items():

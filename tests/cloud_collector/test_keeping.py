@@ -23,7 +23,7 @@ from cloud_collector import backup as room
 from cloud_collector import compaction, rollup, upkeep
 from cloud_collector.caller import LOCAL
 from cloud_collector.errors import ConfigInvalid, StoreFailed
-from cloud_collector.lake import Lake
+from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landed import Action, Verdict
 from cloud_collector.landing import Landing, store_of
 from cloud_collector.plans import PlanRegistry
@@ -249,6 +249,11 @@ def test_what_fits_is_said_to_fit_and_whatever_is_changed_is_named(tmp_path: Pat
         assert any("twice" in text for text in with_lake(pa.concat_tables([good, good.slice(0, 10)])))
         swapped = pa.concat_tables([good.slice(1, 1), good.slice(0, 1), good.slice(2)])
         assert any("other keys" in text for text in with_lake(swapped))
+        assert one.differences() == []
+        assert one.lake.claim("another's") == "another's"
+        assert any("another landing" in text for text in one.differences())
+        (tmp_path / "data" / "lake" / OWNER).unlink()
+        one.landing.bind(one.lake)
         assert one.differences() == []
 
     def with_landing(query: str) -> list[str]:

@@ -146,8 +146,8 @@ class Landing:
         """Of a plan, what is not in the lake: by tenant and agent, the starts of its first and its last window."""
         query = (
             "SELECT tenant, agents.agent, min(window_start_us), max(window_start_us) "
-            "FROM waiting CROSS JOIN releases JOIN agents ON agents.no = releases.agent "
-            "WHERE releases.id = waiting.id AND plan = (SELECT no FROM plans WHERE hash = ?) GROUP BY agents.no"
+            "FROM waiting CROSS JOIN releases JOIN agents ON agents.no = releases.agent WHERE releases.id = waiting.id "
+            "AND plan = (SELECT no FROM plans WHERE hash = ?) GROUP BY agents.no"
         )
         rows: list[Any] = self._call(lambda: self._db.execute(query, (bytes(plan_hash),)).fetchall())
         return {(tenant, agent): (first_us, last_us) for tenant, agent, first_us, last_us in rows}

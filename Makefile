@@ -39,9 +39,10 @@ fuzz: setup ## coverage-guided fuzzing of decode and the readers, five minutes a
 	for target in typed lines cells frames bodies; do \
 	  $(BIN)/python -m tests.fuzz.harness $$target -max_total_time=300 -max_len=256 || exit 1; done
 
-tools: ## what tests need besides Python: Mosquitto and PostgreSQL from Debian, unpacked under .tools/
+tools: ## what tests need besides the .venv, under .tools/: Mosquitto and PostgreSQL from Debian, a distributed engine
 	sh tests/conformance/mosquitto.sh
 	sh tests/cloud_collector/postgres.sh
+	$(PYTHON) examples/engine/environment.py
 
 bench-collector: setup ## the collector under load, over TLS, beside an ack-only server; a line a bar; half an hour
 	$(BIN)/python -m benchmarks.collector

@@ -66,10 +66,10 @@ def plans() -> None:
 def add_plan(plan: Path, nodes: tuple[str, ...], tenant: str, config: Path) -> None:
     """Register PLAN; a collector that runs takes its releases from then on."""
     from cloud_collector import config as settings
-    from cloud_collector.plans import PlanRegistry
+    from cloud_collector.shared_plans import registry
 
     with coded():
-        added = PlanRegistry(settings.load(config).plans_path).add_file(plan, nodes, tenant=tenant)
+        added = registry(settings.load(config)).add_file(plan, nodes, tenant=tenant)
         click.echo(f"registered {added.plan.name} version {added.plan.version}, {added.hash.hex()[:12]}")
 
 
@@ -78,11 +78,11 @@ def add_plan(plan: Path, nodes: tuple[str, ...], tenant: str, config: Path) -> N
 def list_plans(config: Path) -> None:
     """List the registered plans."""
     from cloud_collector import config as settings
-    from cloud_collector.plans import PlanRegistry
+    from cloud_collector.shared_plans import registry
 
     with coded():
         table = table_of("tenant", "plan", "version", "hash", "window", "metrics", "nodes")
-        for one in PlanRegistry(settings.load(config).plans_path).list():
+        for one in registry(settings.load(config)).list():
             metrics = ", ".join(metric.name for metric in one.plan.metric)
             version, nodes = str(one.plan.version), str(len(one.nodes)) if one.nodes else "any"
             about = (one.plan.name, version, one.hash.hex()[:12], one.plan.window.every, metrics, nodes)

@@ -28,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from cloud_collector import landing_rows
-from cloud_collector.deltalog import DeltaLog, Snapshot, sync
+from cloud_collector.deltalog import Snapshot
 from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.folderstore import sync
 from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_schema
 from cloud_collector.landing_file import LandingFile
 from cloud_collector.landing_store import Broken
+from cloud_collector.objectstore import Missing
 from cloud_collector.plans import PlanRegistry
 
 if TYPE_CHECKING:
@@ -50,12 +52,13 @@ _SQLITE = ("landing.sqlite", "rollups.sqlite", "tokens.sqlite")
 _TRIES = 3
 
 
-def backup(data: Path, target: Path) -> int:
+def backup(data: Path, target: Path, lake: Lake | None = None) -> int:
     """Copy a collector's data folder; how many bytes that is.
 
     Args:
         data: the folder, of a collector that may be running.
         target: must not exist.
+        lake: where the tables are; in the data folder if None.
 
     Raises:
         ConfigInvalid: there is nothing to copy, or the target exists.
@@ -74,7 +77,7 @@ def backup(data: Path, target: Path) -> int:
                 _copy_sqlite(data / name, draft / name)
         shutil.copytree(data / "plans", draft / "plans", dirs_exist_ok=True)
         for one in PlanRegistry(draft / "plans").list():
-            _copy_table(Lake(data / "lake"), one.plan, one.hash, draft / "lake")
+            _copy_table(lake or Lake(data / "lake"), one.plan, one.hash, Lake(draft / "lake"))
         size = _write_manifest(draft)
         draft.rename(target)
         sync(target.parent)
@@ -87,13 +90,14 @@ def backup(data: Path, target: Path) -> int:
     return size
 
 
-def restore(source: Path, data: Path, *, who: str) -> datetime:
+def restore(source: Path, data: Path, *, who: str, lake: Lake | None = None) -> datetime:
     """Bring a backup back as a collector's data folder.
 
     Args:
         source: what :func:`backup` made.
         data: must not exist, or be empty.
         who: decided it, for the audit log.
+        lake: where the tables go, which must be empty there; to the data folder if None.
 
     Returns:
         When the backup was made.
@@ -110,6 +114,9 @@ def restore(source: Path, data: Path, *, who: str) -> datetime:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.copytree(source, draft, ignore=lambda _, names: [MANIFEST] if MANIFEST in names else [])
         draft.chmod(0o700)
+        if lake is not None:
+            _claim(draft, lake)
+            _put_tables(draft, lake)
         _mark_restored(draft, who)
         _sync_tree(draft)
         if data.exists():
@@ -119,6 +126,9 @@ def restore(source: Path, data: Path, *, who: str) -> datetime:
     except (OSError, Broken) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise StoreFailed(f"the backup was not restored ({type(error).__name__}): look at the disks") from None
+    except (ConfigInvalid, StoreFailed):
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     return made
 
 
@@ -142,22 +152,20 @@ def _copy_sqlite(source: Path, target: Path) -> None:
         new.pragma("journal_mode", "delete")
 
 
-def _copy_table(lake: Lake, plan: Plan, plan_hash: PlanHash, target: Path) -> None:
+def _copy_table(lake: Lake, plan: Plan, plan_hash: PlanHash, target: Lake) -> None:
     for turn in range(_TRIES):
         now = lake.snapshot(plan, plan_hash)
         if now.version < 0:
             return
-        folder = Lake(target).folder(plan, plan_hash)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, parents=True)
+        source, copy = lake.log(plan, plan_hash), target.log(plan, plan_hash)
         try:
             for name in now.files:
-                shutil.copyfile(lake.folder(plan, plan_hash) / name, folder / name)
-        except FileNotFoundError:  # dropped, and removed as a leftover: the copy took longer than the grace time
+                copy.keep(name, source.fetch(name))
+        except Missing:  # dropped, and removed as a leftover: the copy took longer than the grace time
             if turn == _TRIES - 1:
-                raise
+                raise StoreFailed("a table was changed too often to be copied: try again") from None
             continue
-        DeltaLog(folder).commit(
+        copy.commit(
             Snapshot(),
             schema=table_schema(plan),
             operation="BACKUP",
@@ -165,6 +173,26 @@ def _copy_table(lake: Lake, plan: Plan, plan_hash: PlanHash, target: Path) -> No
             transactions=now.transactions,
         )
         return
+
+
+def _claim(draft: Path, lake: Lake) -> None:
+    with closing(LandingFile(draft / _SQLITE[0])) as landing:
+        landing.run(lambda: landing.bind(lake))
+
+
+def _put_tables(draft: Path, lake: Lake) -> None:
+    """Bring the tables of a backup to where the collector will look for them."""
+    plans = PlanRegistry(draft / "plans").list()
+    if any(lake.snapshot(one.plan, one.hash).version >= 0 for one in plans):
+        raise ConfigInvalid("$.lake.url: the place holds tables already; name an empty one")
+    for one in plans:
+        try:
+            _copy_table(Lake(draft / "lake"), one.plan, one.hash, lake)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the bucket's client raises errors of its own
+            raise StoreFailed(f"the bucket did not take a table ({type(error).__name__})") from None
+    shutil.rmtree(draft / "lake", ignore_errors=True)
 
 
 def _write_manifest(folder: Path) -> int:

@@ -54,13 +54,13 @@ def issue_token(name: str, tenant: str, plans: tuple[str, ...], days: int, confi
     """Print a token for the analyst NAME."""
     with coded():
         from cloud_collector import config as settings
-        from cloud_collector.plans import PlanRegistry
+        from cloud_collector.shared_plans import registry
         from cloud_collector.tokens import Tokens
 
         now, told = datetime.now(UTC), settings.load(config)
         with contextlib.closing(Tokens(told.tokens_path)) as tokens:
             given = tokens.issue(tenant, name, plans=plans or None, now=now, ends=now + timedelta(days=days))
-        known = {one.plan.name for one in PlanRegistry(told.plans_path).list(tenant)}
+        known = {one.plan.name for one in registry(told).list(tenant)}
         for plan in sorted(set(plans) - known):
             click.echo(f"note: no plan of {tenant} is registered as {plan!r} yet", err=True)
         click.echo(given[1])

@@ -5,20 +5,19 @@ Invariants:
 - Rows of one tenant stand together, in the order of their windows, so that a reader leaves the others' alone.
 - It changes no row: it is one commit that names the new files and drops the old ones, and says so to readers.
 - Files are read and written while others seal; what was written is named only if the files that it was made of are all
-  still there, else it is a leftover. What is dropped stays on the disk until upkeep removes it.
+  still there, and if it has not waited so long that it may be taken for a leftover; else it is one. What is dropped
+  stays until upkeep removes it.
 - Work of one call is bounded: one compaction takes at most so many rows.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cloud_collector.failpoint import failpoint
 from cloud_collector.lake_rows import table_schema
@@ -26,7 +25,6 @@ from cloud_collector.lake_rows import table_schema
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from cloud_collector.deltalog import DataFile, DeltaLog, Snapshot
     from cloud_collector.lake import Lake
@@ -64,16 +62,14 @@ def compact(
     Raises:
         StoreFailed: the disk refused; the table is as it was.
     """
-    folder = lake.folder(plan, plan_hash)
-    made = lake.write(plan, plan_hash, lambda log, now: _joined(folder, plan, log, now))
+    made = lake.write(plan, plan_hash, lambda log, now: _joined(plan, log, now))
     if made is None:
         return 0
     failpoint("compaction_written")
 
     def swap(log: DeltaLog, now: Snapshot) -> int:
-        if not made.fits(now):
+        if not made.fits(now) or log.waited_too_long(made.add):
             return 0
-        touch(folder, made.remove)
         schema = table_schema(plan)
         log.commit(now, schema=schema, operation="OPTIMIZE", add=made.add, remove=made.remove, changes_data=False)
         failpoint("compaction_committed")
@@ -83,7 +79,7 @@ def compact(
         return lake.write(plan, plan_hash, swap)
 
 
-def _joined(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot) -> Rewrite | None:
+def _joined(plan: Plan, log: DeltaLog, now: Snapshot) -> Rewrite | None:
     small = sorted((one for one in now.files.values() if one.rows < SMALL_ROWS), key=lambda one: one.rows)
     taken: list[DataFile] = []
     for one in small:
@@ -93,7 +89,7 @@ def _joined(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot) -> Rewrite |
     if len(taken) < MANY_FILES:
         return None
     schema = table_schema(plan)
-    together = pa.concat_tables([read_file(folder, one, schema) for one in taken])
+    together = pa.concat_tables([log.rows(one.name).cast(schema) for one in taken])
     keys = ["tenant", "window_start", "landing_id"]
     order = pc.sort_indices(
         together.select(keys).append_column("row", pa.array(range(len(together)))),
@@ -111,14 +107,3 @@ def _apart(together: pa.Table) -> Iterator[pa.Table]:
     rest = together.filter(pc.invert(pc.is_in(together.column("tenant"), pa.array(large, pa.string()))))
     if len(rest):
         yield rest
-
-
-def read_file(folder: Path, one: DataFile, schema: pa.Schema) -> pa.Table:
-    """The rows of a file, as the plan has them."""
-    return pq.read_table(folder / one.name).cast(schema)
-
-
-def touch(folder: Path, files: Sequence[DataFile]) -> None:
-    """Note when these were dropped; before the commit, so that none is ever taken for one that was dropped long ago."""
-    for one in files:
-        os.utime(folder / one.name)

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
+from cloud_collector.bucket import Bucket, LakeTable, bucket_of
 from cloud_collector.caller import EVERYTHING, Scopes
 from cloud_collector.errors import ConfigInvalid
 from edge_agg.contract.address import is_loopback
@@ -114,6 +115,8 @@ class Config:
     """How long after a window's end and the plan's lateness its release may take before it is overdue."""
     scopes: Scopes = EVERYTHING
     """Which plans analysts with certificates may ask about."""
+    bucket: Bucket | None = None
+    """Where the sealed tables are kept; in the data folder if None."""
     tls: Tls | None = None
     """None: loopback only, and whoever calls may do everything."""
     database: Database | None = None
@@ -156,7 +159,7 @@ class Config:
 
     @property
     def lake_path(self) -> Path:
-        """The folder of the sealed tables."""
+        """The folder of the sealed tables, where no bucket keeps them."""
         return self.data / "lake"
 
 
@@ -227,6 +230,7 @@ class _File(_Strict, frozen=True, kw_only=True):
     monitor: _Monitor = _Monitor()
     fleet: _Fleet = _Fleet()
     landing: _Landing | None = None
+    lake: LakeTable | None = None
     tls: _Tls | None = None
     plan: list[_PlanEntry] = []
     analyst: list[_Analyst] = []
@@ -275,6 +279,7 @@ def load(path: Path) -> Config:
         workers=file.collector.workers,
         monitor=file.monitor.listen,
         traces=file.monitor.traces,
+        bucket=None if file.lake is None else bucket_of(file.lake, folder),
         tls=None if file.tls is None else _tls(file.tls, folder),
         database=None if file.landing is None else _database(file.landing, folder),
     )

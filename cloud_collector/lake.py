@@ -1,13 +1,13 @@
 """The lake: landed releases as tables that queries, and other engines, can read.
 
 Place: after the landing; the last stop of a release.
-On disk: one Delta table a plan hash, `<plan>/v<version>-<12 digits of the hash>/`, with a row per release and cell, or
-per release, discovered key and public cell. A release without values, or without a key, is one row whose keys and
-vectors are null.
+In a folder or a bucket: one Delta table a plan hash, `<plan>/v<version>-<12 digits of the hash>/`, with a row per
+release and cell, or per release, discovered key and public cell. A release without values, or without a key, is one row
+whose keys and vectors are null.
 Invariants:
 - A release is in the lake once: the commit that brings it in also notes the highest landing id, and a release at or
   below that mark is looked for before it is written again.
-- What `append` returned from is on the disk, names and log included, and a power cut before leaves the table as it was.
+- What `append` returned from is durable, names and log included, and a power cut before leaves the table as it was.
 - Ids reach a table in ascending order, so the mark never passes a release that was left behind.
 """
 
@@ -15,48 +15,105 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import pyarrow.parquet as pq
-
-from cloud_collector.deltalog import DeltaLog, Outrun, Snapshot, SyncFailed, sync
+from cloud_collector.deltalog import DeltaLog, Outrun, Snapshot
 from cloud_collector.errors import StoreFailed
+from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake_rows import releases_in, table_of, table_schema
+from cloud_collector.objectstore import Missing, SyncFailed, Taken
+from edge_agg.contract.codec import to_us
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
-    from pathlib import Path
 
+    import duckdb
+
+    from cloud_collector.config import Config
     from cloud_collector.lake_rows import Row, Stored
+    from cloud_collector.objectstore import ObjectStore
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.release import Release
 
 T = TypeVar("T")
 
+OWNER = "landing.id"
+"""The object that holds the id of the landing which is sealed into this lake."""
 RETIRED = "retired"
 """The log's transaction that notes the moment, in microseconds since 1970, before which data was removed on purpose."""
 _TRIES = 5
 
 
 class Lake:
-    """The sealed tables below one folder. Reading is safe from any thread; writers take turns by the log.
+    """The sealed tables of one place. Reading is safe from any thread; writers take turns by the log.
 
     Args:
-        root: made when it is missing.
+        place: a folder of this machine, made when it is missing, or another store.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
-        self._logs: dict[Path, DeltaLog] = {}
-        self._synced: set[Path] = set()
+    def __init__(self, place: Path | ObjectStore) -> None:
+        if isinstance(place, Path):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place = FolderStore(place)
+        self._store = place
+        self._logs: dict[str, DeltaLog] = {}
+        self._settled: set[str] = set()
         self._failed = False
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @classmethod
+    def of(cls, config: Config, *, writes: bool) -> Lake:
+        """The lake that a config names.
+
+        Args:
+            config: the collector's.
+            writes: whether to find out first that a bucket keeps two writers apart.
+
+        Raises:
+            ConfigInvalid: the bucket does not, or what reads buckets is not installed.
+            StoreFailed: the bucket cannot be reached, or does not let us in.
+        """
+        if config.bucket is None:
+            return cls(config.lake_path)
+        from cloud_collector.s3store import S3Store  # noqa: PLC0415  # of an extra
+
+        store = S3Store(config.bucket)
+        if writes:
+            store.check()
+        return cls(store)
 
     @property
     def failed(self) -> bool:
         """Whether a sync failed: it is never tried again, and only a new process may write."""
         return self._failed
+
+    def owner(self) -> str | None:
+        """The id of the landing that this lake belongs to, None before it is anybody's; raises StoreFailed."""
+        try:
+            return self._store.get(OWNER).decode().strip()
+        except Missing:
+            return None
+        except Exception as error:  # noqa: BLE001  # the stores raise errors of their own
+            raise StoreFailed(f"the lake cannot be read ({type(error).__name__})") from None
+
+    def claim(self, landing_id: str) -> str:
+        """Note that this lake belongs to a landing, unless it does to one; whose it is then; raises StoreFailed."""
+        try:
+            with suppress(Taken):
+                if self.owner() is None:
+                    self._store.put_new(OWNER, f"{landing_id}\n".encode())
+            found = self.owner()
+        except StoreFailed:
+            raise
+        except Exception as error:  # noqa: BLE001  # as above
+            raise StoreFailed(f"the lake cannot be written ({type(error).__name__})") from None
+        assert found is not None
+        return found
+
+    def sealed_by(self, plan: Plan, plan_hash: PlanHash) -> set[str]:
+        """The ids of the landings that a table was sealed from; raises StoreFailed."""
+        return set(self.snapshot(plan, plan_hash).transactions) - {RETIRED}
 
     def append(self, plan: Plan, plan_hash: PlanHash, releases: Sequence[Row], *, app_id: str) -> None:
         """Bring releases into a plan's table, once; on return they are on the disk.
@@ -71,7 +128,7 @@ class Lake:
             StoreFailed: the disk or the table refused; the same releases may be appended again.
         """
         if releases:
-            self.write(plan, plan_hash, partial(self._append, plan, plan_hash, releases, app_id))
+            self.write(plan, plan_hash, partial(_append, plan, releases, app_id))
 
     def files(
         self,
@@ -83,7 +140,7 @@ class Lake:
         end_us: int | None = None,
         tenant: str | None = None,
     ) -> list[str]:
-        """Absolute paths of the parquet files that make up a plan's table; none before the first release.
+        """Absolute paths, or URLs, of the parquet files that make up a plan's table; none before the first release.
 
         Args:
             plan: whose table it is.
@@ -97,15 +154,19 @@ class Lake:
             StoreFailed: the table cannot be read.
         """
         now = self.snapshot(plan, plan_hash) if at is None else at
-        folder = self.folder(plan, plan_hash)
-        return [str(folder / name) for name, one in now.files.items() if one.may_hold(start_us, end_us, tenant)]
+        place = self.location(plan, plan_hash)
+        return [f"{place}/{name}" for name, one in now.files.items() if one.may_hold(start_us, end_us, tenant)]
+
+    def attach(self, duck: duckdb.DuckDBPyConnection) -> None:
+        """Let a connection read what `files` names."""
+        self._store.attach(duck)
 
     def stored(self, plan: Plan, plan_hash: PlanHash, at: Snapshot | None = None) -> Iterator[Stored]:
         """Every release of a plan's table, now or at a version, read back file by file; raises StoreFailed."""
-        schema, folder = table_schema(plan), self.folder(plan, plan_hash)
+        log = self.log(plan, plan_hash)
         for name in (self.snapshot(plan, plan_hash) if at is None else at).files:
             try:
-                rows = pq.read_table(folder / name).cast(schema)
+                rows = log.rows(name).cast(table_schema(plan))
             except Exception as error:  # noqa: BLE001  # as above
                 raise StoreFailed(f"a file of the lake cannot be read ({type(error).__name__})") from None
             yield from releases_in(plan, rows)
@@ -113,7 +174,7 @@ class Lake:
     def snapshot(self, plan: Plan, plan_hash: PlanHash) -> Snapshot:
         """The table as it is now; raises StoreFailed."""
         try:
-            return self._log(self.folder(plan, plan_hash)).read()
+            return self.log(plan, plan_hash).read()
         except Exception as error:  # noqa: BLE001  # of JSON, of Parquet, of the disk, with values in their text
             raise StoreFailed(f"a table of the lake cannot be read ({type(error).__name__})") from None
 
@@ -121,9 +182,14 @@ class Lake:
         """Before which moment data was removed on purpose; None if none was."""
         return self.snapshot(plan, plan_hash).transactions.get(RETIRED)
 
-    def folder(self, plan: Plan, plan_hash: PlanHash) -> Path:
-        """Where a plan's table lies."""
-        return self._root / plan.name / f"v{plan.version}-{plan_hash.hex()[:12]}"
+    def location(self, plan: Plan, plan_hash: PlanHash) -> str:
+        """Where a plan's table lies, for this and other engines: an absolute path, or a URL."""
+        return f"{self._store.location}/{_table(plan, plan_hash)}"
+
+    def log(self, plan: Plan, plan_hash: PlanHash) -> DeltaLog:
+        """The log of a plan's table."""
+        table = _table(plan, plan_hash)
+        return self._logs.setdefault(table, DeltaLog(self._store, table))
 
     def write(self, plan: Plan, plan_hash: PlanHash, work: Callable[[DeltaLog, Snapshot], T]) -> T:
         """Do something to a table, again if another writer was first.
@@ -133,42 +199,36 @@ class Lake:
         """
         if self._failed:
             raise StoreFailed("the lake met an I/O error: look at the disk, start again")
-        folder = self.folder(plan, plan_hash)
-        log = self._log(folder)
+        log = self.log(plan, plan_hash)
         try:
-            if folder not in self._synced:  # a process that was killed may have left a commit that nobody has synced
-                sync(self._root.parent)
-                log.sync_all()
-                self._synced.add(folder)
+            if log.table not in self._settled:  # a process that was killed may have left a commit that nobody synced
+                log.settle()
+                self._settled.add(log.table)
             for _ in range(_TRIES - 1):
                 with suppress(Outrun):
                     return work(log, log.read())
             return work(log, log.read())
         except Exception as error:  # noqa: BLE001  # the libraries raise bare Exceptions, with values in their text
             self._failed |= isinstance(error, SyncFailed)
-            raise StoreFailed(f"the lake did not take a commit ({type(error).__name__}): look at the disk") from None
+            where = "disk" if isinstance(self._store, FolderStore) else "bucket"
+            raise StoreFailed(f"the lake did not take a commit ({type(error).__name__}): look at the {where}") from None
 
-    def _log(self, folder: Path) -> DeltaLog:
-        return self._logs.setdefault(folder, DeltaLog(folder))
 
-    def _append(  # noqa: PLR0917  # the first four are bound at once
-        self, plan: Plan, plan_hash: PlanHash, releases: Sequence[Row], app_id: str, log: DeltaLog, now: Snapshot
-    ) -> None:
-        mark = now.transactions.get(app_id, 0)
-        folder = self.folder(plan, plan_hash)
-        known = _known([str(folder / name) for name in now.files], releases, mark)
-        fresh = [row for row in releases if _key(row[1]) not in known]
-        if fresh:
-            added = log.write(table_of(plan, fresh))
-            marks = {app_id: max(mark, fresh[-1][0])}
-            log.commit(now, schema=table_schema(plan), operation="WRITE", add=[added], transactions=marks)
+def _append(plan: Plan, releases: Sequence[Row], app_id: str, log: DeltaLog, now: Snapshot) -> None:
+    mark = now.transactions.get(app_id, 0)
+    known = _known(log, now, releases, mark)
+    fresh = [row for row in releases if _key(row[1]) not in known]
+    if fresh:
+        added = log.write(table_of(plan, fresh))
+        marks = {app_id: max(mark, fresh[-1][0])}
+        log.commit(now, schema=table_schema(plan), operation="WRITE", add=[added], transactions=marks)
 
 
 def _key(release: Release) -> tuple[str, str, datetime]:
     return release.tenant, release.agent, release.window_start
 
 
-def _known(files: Sequence[str], releases: Sequence[Row], mark: int) -> set[tuple[str, str, datetime]]:
+def _known(log: DeltaLog, now: Snapshot, releases: Sequence[Row], mark: int) -> set[tuple[str, str, datetime]]:
     """Keys that the table holds already, of those that the mark makes doubtful.
 
     Doubt arises after a crash between commit and `mark_sealed`, and after a landing was restored from a copy; in that
@@ -176,10 +236,19 @@ def _known(files: Sequence[str], releases: Sequence[Row], mark: int) -> set[tupl
     read: there the landing's own keys are what keeps a release single.)
     """
     doubtful = {_key(release) for landing_id, release, _ in releases if landing_id <= mark}
-    if not (doubtful and files):
+    if not doubtful:
         return set()
     starts = sorted({start for _, _, start in doubtful})
+    first_us, last_us = to_us(starts[0]), to_us(starts[-1])
     filters = [("window_start", ">=", starts[0]), ("window_start", "<=", starts[-1])]
-    held = pq.read_table(files, columns=["tenant", "node", "window_start"], filters=filters)
-    held = held.group_by(held.column_names).aggregate([])
-    return doubtful & set(zip(*(held.column(name).to_pylist() for name in held.column_names), strict=True))
+    found: set[tuple[str, str, datetime]] = set()
+    for one in now.files.values():
+        if one.may_hold(first_us, last_us + 1, None):
+            held = log.rows(one.name, columns=["tenant", "node", "window_start"], filters=filters)
+            held = held.group_by(held.column_names).aggregate([])
+            found.update(zip(*(held.column(name).to_pylist() for name in held.column_names), strict=True))
+    return doubtful & found
+
+
+def _table(plan: Plan, plan_hash: PlanHash) -> str:
+    return f"{plan.name}/v{plan.version}-{plan_hash.hex()[:12]}"

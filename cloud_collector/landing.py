@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from cloud_collector.config import Database
     from cloud_collector.landed import Noted
-    from cloud_collector.landing_store import Store
+    from cloud_collector.landing_store import Owned, Store
     from cloud_collector.register import Contact, Expectation
     from cloud_collector.roll_call import Ask, Called
     from edge_agg.contract.release import Release, Sealed
@@ -195,9 +195,9 @@ class Landing:
         """What was done about agents, by whom and why, oldest first."""
         return self._call(lambda: fence.noted(self._db, tenant, agent))
 
-    def bind(self, data: Path) -> None:
-        """Make sure that a data folder's lake is the one this landing is sealed into; see :meth:`Store.bind`."""
-        self._call(lambda: self._store.bind(data))
+    def bind(self, lake: Owned) -> None:
+        """Make sure that a lake is the one this landing is sealed into; see :meth:`Store.bind`."""
+        self._call(lambda: self._store.bind(lake))
 
     def turn(self) -> AbstractContextManager[None]:
         """Wait until no collector on another machine seals; see :meth:`Store.turn`."""

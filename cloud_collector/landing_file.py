@@ -29,12 +29,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from cloud_collector.landing_store import Statements
+    from cloud_collector.landing_store import Owned, Statements
 
 T = TypeVar("T")
 
-BOUND = "landing.id"
-"""In a data folder: the id of the landing on a server that is sealed into its lake."""
 SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE agents (
@@ -184,10 +182,13 @@ class LandingFile:
         """What SQLite finds wrong with the file."""
         yield from (f"landing.sqlite: {row[0]}" for row in db.execute("PRAGMA quick_check") if row[0] != "ok")
 
-    def bind(self, data: Path) -> None:
-        """Refuse a folder whose releases are known to a landing elsewhere: here each would be taken again."""
-        if (data / BOUND).exists():
-            raise ConfigInvalid("$.landing.url: missing, and this data folder belongs to a landing on a server")
+    def bind(self, lake: Owned) -> None:
+        """Refuse a lake whose releases are known to a landing elsewhere: here each would be taken again."""
+        landing_id = str(self.db.execute("SELECT id FROM meta").get)
+        if lake.claim(landing_id) != landing_id:
+            raise ConfigInvalid(
+                "$.collector.data: the lake belongs to another landing, on a server or in another data folder"
+            )
 
     def turn(self) -> AbstractContextManager[None]:
         """No other machine has the file."""

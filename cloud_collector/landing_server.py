@@ -15,25 +15,21 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloud_collector import landing_tables
-from cloud_collector.deltalog import sync
 from cloud_collector.errors import ConfigInvalid, StoreFailed
-from cloud_collector.landing_file import BOUND
 from cloud_collector.landing_session import Session, connected, psycopg
 from cloud_collector.landing_store import Broken
 from cloud_collector.statuses import say_what_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
 
     from cloud_collector.config import Database
-    from cloud_collector.landing_store import Statements
+    from cloud_collector.landing_store import Owned, Statements
 
 T = TypeVar("T")
 
@@ -43,7 +39,7 @@ _BEFORE = 2
 _MAKE, _GATE, _SEAL = "make", "gate", "seal"
 _KEY = "hashtextextended(current_schema() || '/edge-aggregator/' || %s, 0)"
 """Locks are a server's numbers; ours stand apart by the schema and by what they are for."""
-_OTHER_FOLDER = "$.collector.data: this landing is sealed into another folder's lake: share that folder"
+_OTHER_LAKE = "$.lake.url: this landing is sealed into another lake: name that bucket, or share that data folder"
 
 
 class LandingServer:
@@ -128,13 +124,9 @@ class LandingServer:
         del db
         yield from ()
 
-    def bind(self, data: Path) -> None:
-        """Note in the folder and in the tables that they belong together, if neither belongs to another."""
-        if (data / "landing.sqlite").exists():
-            raise ConfigInvalid(
-                "$.landing.url: this data folder has a landing of its own, whose keys would be forgotten"
-            )
-        self.transact(lambda: self._bind(data), ())
+    def bind(self, lake: Owned) -> None:
+        """Note in the lake and in the tables that they belong together, if neither belongs to another."""
+        self.transact(lambda: self._bind(lake), ())
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -194,19 +186,11 @@ class LandingServer:
         self.db.native(made, names)
         self.db.native(held, names).fetchall()
 
-    def _bind(self, data: Path) -> None:
+    def _bind(self, lake: Owned) -> None:
         landing_id, bound = self.db.native("SELECT id, bound FROM meta FOR UPDATE").fetchone() or ("", False)
-        file = data / BOUND
-        if file.exists():
-            if file.read_text().strip() != landing_id:
-                raise ConfigInvalid("$.landing.url: this data folder belongs to another landing")
-        elif bound:
-            raise ConfigInvalid(_OTHER_FOLDER)
-        else:
-            data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "w") as sink:
-                sink.write(f"{landing_id}\n")
-            sync(file)
-            sync(data)
-        self.db.execute("UPDATE meta SET bound = ?", (True,))
+        if bound and lake.owner() is None:
+            raise ConfigInvalid(_OTHER_LAKE)
+        if lake.claim(landing_id) != landing_id:
+            raise ConfigInvalid("$.landing.url: the lake belongs to another landing")
+        if not bound:
+            self.db.execute("UPDATE meta SET bound = ?", (True,))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -83,6 +82,16 @@ def worded(template: str, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
     return _NAME.sub(put, template), params
 
 
+class Owned(Protocol):
+    """Where a landing's releases go: a lake, which belongs to one landing."""
+
+    def owner(self) -> str | None:
+        """The id of the landing that it belongs to; None if nobody has claimed it."""
+
+    def claim(self, landing_id: str) -> str:
+        """Note whose it is, unless it is somebody's; whose it is then."""
+
+
 class Store(Protocol):
     """One database, used by one thread at a time.
 
@@ -121,11 +130,12 @@ class Store(Protocol):
     def damages(self, db: Statements) -> Iterable[str]:
         """What the database itself finds wrong with what it keeps, in words."""
 
-    def bind(self, data: Path) -> None:
-        """Make sure that a data folder's lake is the one this landing is sealed into.
+    def bind(self, lake: Owned) -> None:
+        """Make sure that a lake is the one this landing is sealed into.
 
         Raises:
-            ConfigInvalid: it is not, or the folder belongs to another landing: nothing may be sealed.
+            ConfigInvalid: it is not, or it belongs to another landing: nothing may be sealed.
+            StoreFailed: the lake cannot be asked.
         """
 
     def turn(self) -> AbstractContextManager[None]:

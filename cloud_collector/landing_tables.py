@@ -2,7 +2,7 @@
 
 Place: below `landing_server.py`. Names and columns are those of the file, so that one set of statements serves both.
 Text is compared by its bytes ("C"), as SQLite does. `meta` has a few columns more: the tables' version, and whether a
-data folder is bound to this landing.
+lake is bound to this landing.
 """
 
 from __future__ import annotations

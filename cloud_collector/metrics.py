@@ -72,6 +72,7 @@ _EVENTS = {
         Event.AGENT_REINSTALLED: "Agents that came with a new journal",
         Event.AGENT_BEHIND: "Agents that had sent more than a restored backup knew",
         Event.UPKEEP_FAILED: "Rounds of retention and compaction that failed",
+        Event.PLANS_UNREAD: "Looks for plans of other machines that failed",
         Event.DENY_LIST_UNUSABLE: "Times that the deny list could not be read",
         Event.TLS_FILES_UNUSABLE: "Times that certificate, key and CA changed and did not fit",
         Event.AUTHORITY_UNUSABLE: "Certificates that should have been issued and could not be",

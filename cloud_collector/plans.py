@@ -47,8 +47,8 @@ class RegisteredPlan:
     """Whose it is."""
 
 
-class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One plan's file."""
+class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One plan, as it is kept."""
 
     text: str
     nodes: tuple[str, ...]
@@ -83,7 +83,7 @@ class PlanRegistry:
             for other in self.list(tenant):
                 if (other.plan.name, other.plan.version) == (plan.name, plan.version) and other.hash != registered.hash:
                     raise ConfigInvalid("$.plan.version: stands for another meaning already; raise the version")
-            stored = _Stored(text=text, nodes=registered.nodes)
+            stored = Stored(text=text, nodes=registered.nodes)
             _write(self._file(tenant, registered.hash), msgspec.json.encode(stored), folder_fd)
         return registered
 
@@ -165,7 +165,7 @@ def _is_hash(stem: str) -> bool:
 
 def _read(file: Path, expected: PlanHash, tenant: str) -> RegisteredPlan:
     try:
-        stored = msgspec.json.decode(file.read_bytes(), type=_Stored)
+        stored = msgspec.json.decode(file.read_bytes(), type=Stored)
         plan = parse_plan(stored.text)
     except (OSError, msgspec.DecodeError, PlanInvalid):
         raise ConfigInvalid(

@@ -83,6 +83,7 @@ class Query:
         self._duck = duckdb.connect(
             ":memory:", config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
         )
+        lake.attach(self._duck)
 
     def answer(self, request: EstimateRequest, asker: Caller) -> bytes:
         """Answer a question from the wire with one Arrow IPC stream; raises as :meth:`estimate` does."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from cloud_collector import metrics, tracing
+from cloud_collector import metrics, shared_plans, tracing
 from cloud_collector.contacts import Contacts, note_until
 from cloud_collector.denied import DenyList
 from cloud_collector.enrollment import EnrollmentService
@@ -128,9 +128,10 @@ async def serve(
                 upkeep = stores.upkeep(registry, retention) if alone else None
                 keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
                 looking = asyncio.create_task(look_until(waits, config.tls if alone else None))
+                pulling = asyncio.create_task(shared_plans.pull_until(waits, registry))
                 noting = asyncio.create_task(note_until(waits, contacts, landing, note_failure))
                 await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
-                await asyncio.gather(keeping, looking, noting)
+                await asyncio.gather(keeping, looking, pulling, noting)
             if not broken.is_set():
                 await asyncio.to_thread(contacts.write, landing)
         if alone and not broken.is_set():
@@ -149,7 +150,7 @@ async def seal(config: Config, *, ready: Callable[[str], None], stop: asyncio.Ev
     broken = asyncio.Event()
     metrics.start()
     tracing.start(config.traces)
-    registry, retention = registry_of(config)
+    registry, retention = registry_of(config, first=False)
     with _stores(config, registry) as stores:
         turns = stores.turns
 
@@ -162,8 +163,9 @@ async def seal(config: Config, *, ready: Callable[[str], None], stop: asyncio.Ev
         upkeep = stores.upkeep(registry, retention)
         keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
         looking = asyncio.create_task(look_until(waits, config.tls))
+        pulling = asyncio.create_task(shared_plans.pull_until(waits, shared_plans.registry(config, pull=False)))
         await seal_until(waits, turns.seal, config.seal_every_s, note_failure)
-        await asyncio.gather(keeping, looking)
+        await asyncio.gather(keeping, looking, pulling)
         if not broken.is_set():
             await asyncio.to_thread(turns.seal)
     if broken.is_set():
@@ -204,22 +206,44 @@ def _stores(config: Config, registry: PlanRegistry) -> Iterator[_Stores]:
     opened = Landing(config.landing, max_queued=config.max_queued_releases, new_incarnation=config.new_incarnation)
     with contextlib.ExitStack() as stack:
         landing = stack.enter_context(contextlib.closing(opened))
-        landing.bind(config.data)
+        lake = Lake.of(config, writes=config.workers == 1)  # of several, whoever looks after them has tried the store
+        if config.workers == 1:
+            bind(config, landing, lake, registry)
         rollups = None
         if config.database is None:
             rollups = stack.enter_context(contextlib.closing(Rollups(config.rollups_path)))
-        lake = Lake(config.lake_path)
         sealer = Sealer(landing, lake, plan_of(registry), rollups)
         turns = Turns(sealer, config.turns_path, landing.turn)
         yield _Stores(landing=landing, lake=lake, rollups=rollups, turns=turns)
 
 
-def registry_of(config: Config) -> tuple[PlanRegistry, dict[str, timedelta]]:
+def bind(config: Config, landing: Landing, lake: Lake, registry: PlanRegistry) -> None:
+    """Make sure, before anything is taken, that the stores belong together; of several processes the first does.
+
+    Raises:
+        ConfigInvalid: they do not; or roll-ups here would lack what another landing sealed.
+        StoreFailed: a store does not answer.
+    """
+    if config.database is not None and config.landing_path.exists():
+        raise ConfigInvalid("$.landing.url: this data folder has a landing of its own, whose keys would be forgotten")
+    landing.bind(lake)
+    for one in registry.list() if config.database is None else ():
+        with contextlib.suppress(StoreFailed):  # a table that fails holds up no other plan: the sealer will say so
+            if lake.sealed_by(one.plan, one.hash) - {landing.id}:
+                raise ConfigInvalid(
+                    f"$.collector.data: the table of {one.plan.name} was sealed from another landing too"
+                )
+
+
+def registry_of(config: Config, *, first: bool = True) -> tuple[PlanRegistry, dict[str, timedelta]]:
     """The registry, with the plans that the config names registered, and by name how long their data is kept.
 
-    Where entries disagree, it is kept as long as any of them wants.
+    Where entries disagree, it is kept as long as any of them wants. Of several processes the first shares plans with
+    other machines; one that is started again, perhaps while those cannot be reached, goes on with this one's copy.
     """
-    registry = PlanRegistry(config.plans_path)
+    registry = shared_plans.registry(config) if first else PlanRegistry(config.plans_path)
+    if isinstance(registry, shared_plans.SharedPlans):
+        registry.share()
     wanted: dict[str, list[timedelta | None]] = {}
     for entry in config.plans:
         try:

@@ -32,13 +32,13 @@ def verify(context: click.Context, config: Path) -> None:
         from cloud_collector import config as settings
         from cloud_collector.lake import Lake
         from cloud_collector.landing import store_of
-        from cloud_collector.plans import PlanRegistry
+        from cloud_collector.shared_plans import registry
         from cloud_collector.verify import Stores, differences
 
         told = settings.load(config)
         landing = store_of(told.landing, make=False)
-        plans = [(one.plan, one.hash) for one in PlanRegistry(told.plans_path).list()]
-        lake = Lake(told.lake_path)
+        plans = [(one.plan, one.hash) for one in registry(told).list()]
+        lake = Lake.of(told, writes=False)
         rollups = told.rollups_path if told.database is None else None
         with contextlib.closing(landing):
             for difference in differences(Stores(landing=landing, lake=lake, rollups=rollups, plans=plans)):
@@ -56,10 +56,11 @@ def backup(folder: Path, config: Path) -> None:
     with coded():
         from cloud_collector import backup as room
         from cloud_collector import config as settings
+        from cloud_collector.lake import Lake
 
         told = settings.load(config)
         _check_file(told, "pg_dump copies it. Dump it first, then copy the data folder")
-        size = room.backup(told.data, folder.absolute())
+        size = room.backup(told.data, folder.absolute(), Lake.of(told, writes=False))
         click.echo(f"backed up {size} bytes")
 
 
@@ -71,10 +72,12 @@ def restore(folder: Path, config: Path) -> None:
     with coded():
         from cloud_collector import backup as room
         from cloud_collector import config as settings
+        from cloud_collector.lake import Lake
 
         told = settings.load(config)
         _check_file(told, "pg_restore brings it back. Then run `cloud-collector mark-restored`")
-        made = room.restore(folder.absolute(), told.data, who=getpass.getuser())
+        lake = None if told.bucket is None else Lake.of(told, writes=True)
+        made = room.restore(folder.absolute(), told.data, who=getpass.getuser(), lake=lake)
         click.echo(f"restored the backup of {made:%Y-%m-%d %H:%M}Z; start the collector, then look at `fleet`")
 
 
@@ -88,14 +91,14 @@ def mark_restored(config: Path) -> None:
         from cloud_collector.errors import ConfigInvalid, StoreFailed
         from cloud_collector.landing import store_of
         from cloud_collector.landing_store import Broken
-        from cloud_collector.plans import PlanRegistry
+        from cloud_collector.shared_plans import registry
 
         told = settings.load(config)
         if told.database is None:
             raise ConfigInvalid("$.landing.url: missing: `restore` marks what it brings back by itself")
         with contextlib.closing(store_of(told.landing, make=False)) as landing:
             try:
-                room.mark_restored(landing, PlanRegistry(told.plans_path).list(), who=getpass.getuser())
+                room.mark_restored(landing, registry(told).list(), who=getpass.getuser())
             except Broken as error:
                 raise StoreFailed(f"nothing was noted ({error.cause}): look at the landing's server") from None
         click.echo("noted; start the collectors, then look at `fleet`")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from cloud_collector import metrics, server, telemetry
 from cloud_collector.errors import CollectorError, ConfigInvalid, StoreFailed
+from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
 from cloud_collector.monitor import Monitor
 from cloud_collector.telemetry import Event, emit
@@ -63,8 +64,9 @@ async def serve(
     """
     ending = stop if stop is not None else server.on_signals()
     metrics.start()
-    server.registry_of(config)
-    Landing(config.landing).close()  # makes it, once
+    registry, _ = server.registry_of(config)
+    with contextlib.closing(Landing(config.landing)) as landing:  # makes it, once
+        server.bind(config, landing, Lake.of(config, writes=True), registry)
     with contextlib.ExitStack() as reserved:
         config = _reserved(config, reserved)
         house = _House(config, ending)

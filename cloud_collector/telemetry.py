@@ -57,6 +57,8 @@ class Event(StrEnum):
     """Releases moved from the landing to the lake. Fields: releases, plan, version."""
     LAKE_TIDIED = "lake_tidied"
     """Files of a table were joined, or leftovers removed. Fields: plan, version, joined, removed (counts of files)."""
+    PLANS_UNREAD = "plans_unread"
+    """Plans that other machines registered cannot be read; those that are known go on. Fields: cause (a class name)."""
     UPKEEP_FAILED = "upkeep_failed"
     """Retention or compaction failed and will be tried again; tables are as they were. Fields: cause."""
     SEAL_FAILED = "seal_failed"
@@ -89,7 +91,7 @@ class Event(StrEnum):
 
 _ALARMS = frozenset(
     {
-        *(Event.AGENT_REINSTALLED, Event.AGENT_BEHIND, Event.UPKEEP_FAILED),
+        *(Event.AGENT_REINSTALLED, Event.AGENT_BEHIND, Event.UPKEEP_FAILED, Event.PLANS_UNREAD),
         *(Event.AGENT_FENCED, Event.LANDING_FAILED, Event.SEAL_FAILED, Event.REQUEST_FAILED),
         *(
             Event.CERTIFICATE_AGED,

@@ -3,14 +3,13 @@
 Place: beside the sealer, which goes on: files are read and written while it seals; it waits for the log entry alone.
 Invariants:
 - What was written is named only if the files that it was made of are all still there; else it is a leftover.
-- What is dropped stays on the disk for a grace time, because a reader may have listed it just before; whether a file is
-  a leftover is told by the log, how long ago it was dropped by the file's own time, which is set before the commit.
+- What is dropped stays for a grace time, because a reader may have listed it just before; that a file is a leftover,
+  and since when, is told by the log. Of a file that the log never named, its own time tells.
 - Data goes by whole days that ended before the plan's retention; the landing's keys stay (promise B2).
 """
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloud_collector.compaction import Rewrite, compact, read_file, touch
+from cloud_collector.compaction import Rewrite, compact
 from cloud_collector.errors import StoreFailed
 from cloud_collector.failpoint import failpoint
 from cloud_collector.lake import RETIRED
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
-    from pathlib import Path
 
     from cloud_collector.deltalog import DataFile, DeltaLog, Snapshot
     from cloud_collector.lake import Lake
@@ -96,8 +94,7 @@ def prepare_retirement(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int)
     Raises:
         StoreFailed: the disk refused; the table is as it was.
     """
-    folder = lake.folder(plan, plan_hash)
-    return lake.write(plan, plan_hash, lambda log, now: _rests(folder, plan, log, now, cutoff))
+    return lake.write(plan, plan_hash, lambda log, now: _rests(plan, log, now, cutoff))
 
 
 def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int, made: Rewrite | None = None) -> int:
@@ -116,15 +113,17 @@ def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int, made: Rewri
     Raises:
         StoreFailed: the disk refused; the table is as it was.
     """
-    folder = lake.folder(plan, plan_hash)
 
     def work(log: DeltaLog, now: Snapshot) -> int:
         ready = made
-        if ready is None or {one.name for one in ready.remove} != {one.name for one in _old(now, cutoff)}:
-            ready = _rests(folder, plan, log, now, cutoff)
+        if (
+            ready is None
+            or log.waited_too_long(ready.add)
+            or {one.name for one in ready.remove} != {one.name for one in _old(now, cutoff)}
+        ):
+            ready = _rests(plan, log, now, cutoff)
         if ready.remove:
             failpoint("retirement_written")
-            touch(folder, ready.remove)
             log.commit(
                 now,
                 schema=table_schema(plan),
@@ -143,12 +142,12 @@ def _old(now: Snapshot, cutoff: int) -> list[DataFile]:
     return [one for one in now.files.values() if one.first_us is None or one.first_us < cutoff]
 
 
-def _rests(folder: Path, plan: Plan, log: DeltaLog, now: Snapshot, cutoff: int) -> Rewrite:
+def _rests(plan: Plan, log: DeltaLog, now: Snapshot, cutoff: int) -> Rewrite:
     schema = table_schema(plan)
     remove, added = [], []
     for one in _old(now, cutoff):
         if one.last_us is None or one.last_us >= cutoff:
-            rows = read_file(folder, one, schema)
+            rows = log.rows(one.name).cast(schema)
             moment = pa.scalar(cutoff, pa.int64()).cast(MOMENT)
             rest = rows.filter(pc.greater_equal(rows.column("window_start"), moment))
             if len(rest) == len(rows):
@@ -167,18 +166,18 @@ def cutoff_us(plan: Plan, *, keep: timedelta, now: datetime) -> int:
 
 def tidy(lake: Lake, plan: Plan, plan_hash: PlanHash, *, grace_s: float = GRACE_S) -> int:
     """Remove the files that no version of the last while names, and sum the log up; how many were removed."""
-    return lake.write(plan, plan_hash, lambda log, now: _tidy(lake.folder(plan, plan_hash), log, now, grace_s))
+    return lake.write(plan, plan_hash, lambda log, now: _tidy(log, now, grace_s))
 
 
-def _tidy(folder: Path, log: DeltaLog, now: Snapshot, grace_s: float) -> int:
+def _tidy(log: DeltaLog, now: Snapshot, grace_s: float) -> int:
     if now.version < 0:
         return 0
     log.checkpoint()
     removed = 0
-    for found in list(os.scandir(folder)):
-        leftover = found.name.endswith(".parquet") and found.name not in now.files
-        if leftover and found.stat().st_mtime < time.time() - grace_s:
-            os.unlink(found.path)  # noqa: PTH108  # an entry of the folder
+    until_ms = (time.time() - grace_s) * 1000
+    for found in log.present():
+        if found.name not in now.files and now.dropped.get(found.name, found.modified_ms) < until_ms:
+            log.discard(found.name)
             removed += 1
             failpoint("leftover_removed")
     return removed

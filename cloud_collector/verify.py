@@ -1,9 +1,9 @@
 """Whether what is kept still fits together: chains, bytes, lake and roll-ups, each against the others.
 
 Place: `cloud-collector verify`; reads only, beside a collector that may be running.
-What is looked at: each journal's links, head and count; the sha256 of what waits for the lake; the digest of every
-release in the lake against the one that the landing kept, and that each is there once and in order; the roll-ups
-against ones made anew from the lake.
+What is looked at: whose the lake is; each journal's links, head and count; the sha256 of what waits for the lake; the
+digest of every release in the lake against the one that the landing kept, and that each is there once and in order; the
+roll-ups against ones made anew from the lake.
 Invariants: what it says names tenants, agents, plans and windows, never a value; the lake is read before the landing,
 so a release that is sealed meanwhile is no difference.
 """
@@ -55,6 +55,7 @@ def differences(stores: Stores) -> Iterator[str]:
     snapshots = {plan_hash: stores.lake.snapshot(plan, plan_hash) for plan_hash, plan in plans.items()}
     with stores.landing.reading() as db:
         yield from stores.landing.damages(db)
+        yield from _belonging(db, stores.lake)
         yield from _chains(db)
         yield from _waiting(db)
         for plan_hash, plan in plans.items():
@@ -62,6 +63,12 @@ def differences(stores: Stores) -> Iterator[str]:
     if stores.rollups is not None and stores.rollups.exists():
         for plan_hash, plan in plans.items():
             yield from _rolled(stores.lake, stores.rollups, plan, plan_hash)
+
+
+def _belonging(db: Statements, lake: Lake) -> Iterator[str]:
+    """Whose the lake is: what follows would be said of each release, if it is another landing's."""
+    if lake.owner() not in {None, str(db.execute("SELECT id FROM meta").get)}:
+        yield "the lake belongs to another landing: look at landing.id in it"
 
 
 def _chains(db: Statements) -> Iterator[str]:

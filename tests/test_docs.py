@@ -37,11 +37,11 @@ def test_a_sample_is_read_by_the_program(text: str, tmp_path: Path) -> None:
     (tmp_path / "plans").mkdir()
     shutil.copy(PLAN, tmp_path / "plans")
     tables = tomllib.loads(text)
-    for name, file in (tables.get("tls", {}) | tables.get("landing", {})).items():
+    for name, file in (tables.get("tls", {}) | tables.get("landing", {}) | tables.get("lake", {})).items():
         if name.endswith("_file") or name == "authority":  # a sample's certificates are there when an operator starts
             path = tmp_path / file / "issuer.pem" if name == "authority" else tmp_path / file
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.touch(mode=0o600)
     if "agent" in tables:
         load_agent(sample)
     elif "collector" in tables:

@@ -197,6 +197,9 @@ class FakeLake:
         """All of them: nothing is known of what they hold."""
         return list(self.written)
 
+    def attach(self, duck: object) -> None:
+        """They are files."""
+
     def retired_us(self, plan: Plan, plan_hash: PlanHash) -> int | None:
         """Nothing was."""
         return None

@@ -28,6 +28,7 @@ from tests.cloud_collector.test_keeping import Collector
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cloud_collector.objectstore import ObjectStore
     from tests.cloud_collector.conftest import Made
 
 RELEASES = 24
@@ -95,6 +96,20 @@ def sealed_in_between(one: Collector) -> Iterator[None]:
         yield
 
 
+def store_of(home: Path) -> ObjectStore | None:
+    """The bucket that a life's lake is in, where a file says so."""
+    told = home / "bucket.json"
+    if not told.exists():
+        return None
+    from cloud_collector.bucket import Bucket
+    from cloud_collector.s3store import S3Store
+
+    fields: dict[str, Any] = json.loads(told.read_bytes())
+    for name in ("access_key_file", "secret_key_file"):
+        fields[name] = Path(fields[name])
+    return S3Store(Bucket(**fields))
+
+
 def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
     """One life: take what is sent, seal it, keep it up, and die at the n-th pass of a point."""
     passed = 0
@@ -109,7 +124,8 @@ def live(home: Path, point: str | None, hit: int, mutant: str | None) -> None:
     failpoint.armed = armed
     if mutant:
         MUTANTS[mutant]()
-    with contextlib.closing(Collector(home / "data", retention={"flight_delays": KEPT})) as one:
+    store = store_of(home)
+    with contextlib.closing(Collector(home / "data", retention={"flight_delays": KEPT}, store=store)) as one:
         for n, made in enumerate(releases(one)):
             (verdict,) = asyncio.run(one.landing.land([made.pair]))
             note(home / "acks", f"{n} {verdict}")

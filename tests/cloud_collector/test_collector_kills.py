@@ -14,7 +14,7 @@ import pytest
 
 from cloud_collector.failpoint import POINTS
 from edge_agg.contract.codec import to_us
-from tests.cloud_collector.kill_child import KEPT, NOW, releases
+from tests.cloud_collector.kill_child import KEPT, NOW, releases, store_of
 from tests.cloud_collector.test_keeping import collecting
 from tests.lives import Lives
 
@@ -36,7 +36,7 @@ def lives() -> Iterator[Lives]:
 def lost_acks(home: Path) -> list[str]:
     """What was acked before the kill and is not in the landing: seen before anything is sent again."""
     acks = (home / "acks").read_text().splitlines() if (home / "acks").exists() else []
-    with collecting(home / "data") as one:
+    with collecting(home / "data", store=store_of(home)) as one:
         made = releases(one)
         keys = one.landing._db.execute("SELECT hash FROM releases").fetchall()
         held = {row[0] for row in keys}
@@ -45,7 +45,7 @@ def lost_acks(home: Path) -> list[str]:
 
 def broken_promises(home: Path) -> list[str]:
     """Everything that is not as promised, in words."""
-    with collecting(home / "data") as one:
+    with collecting(home / "data", store=store_of(home)) as one:
         one.sealer.seal()
         broken = one.differences()
         found = Counter((stored.node, stored.window_start_us) for stored in one.lake.stored(*one.plans[0]))

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from cloud_collector import backup as room
 from cloud_collector import compaction, rollup, upkeep
 from cloud_collector.caller import LOCAL
 from cloud_collector.errors import ConfigInvalid, StoreFailed
-from cloud_collector.lake import Lake
+from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landed import Action, Verdict
 from cloud_collector.landing import Landing, store_of
 from cloud_collector.plans import PlanRegistry
@@ -41,6 +40,7 @@ from tests.cloud_collector.conftest import MONDAY, PLAN, Maker
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from cloud_collector.objectstore import ObjectStore
     from tests.cloud_collector.conftest import Made
 
 A, D, C, F = Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.FENCED
@@ -51,11 +51,13 @@ DAY = timedelta(days=1)
 class Collector:
     """A landing, a lake, roll-ups, and all that works on them, over one folder."""
 
-    def __init__(self, data: Path, *, retention: Mapping[str, timedelta] | None = None) -> None:
-        self.data, self.maker = data, Maker(SIX_HOURLY)
+    def __init__(
+        self, data: Path, *, retention: Mapping[str, timedelta] | None = None, store: ObjectStore | None = None
+    ) -> None:
+        self.data, self.maker, self.place = data, Maker(SIX_HOURLY), store or data / "lake"
         self.registry = PlanRegistry(_made(data) / "plans")
         self.registry.add(self.maker.text, ["jfk", "lga"], tenant="default")
-        self.landing, self.lake = Landing(data / "landing.sqlite"), Lake(data / "lake")
+        self.landing, self.lake = Landing(data / "landing.sqlite"), Lake(self.place)
         self.rollups = Rollups(data / "rollups.sqlite")
         self.sealer = Sealer(self.landing, self.lake, self.maker.plan_of, self.rollups)
         self.plans = [(self.maker.plan, self.maker.hash)]
@@ -93,7 +95,7 @@ class Collector:
 
     def differences(self) -> list[str]:
         """What does not fit."""
-        landing, lake = store_of(self.data / "landing.sqlite", make=False), Lake(self.data / "lake")
+        landing, lake = store_of(self.data / "landing.sqlite", make=False), Lake(self.place)
         rollups = self.data / "rollups.sqlite"
         return list(differences(Stores(landing=landing, lake=lake, rollups=rollups, plans=self.plans)))
 
@@ -181,9 +183,10 @@ def test_compaction_changes_no_row_and_no_reader_notices(tmp_path: Path, monkeyp
         assert pq.read_table(before).num_rows == pq.read_table(after).num_rows == 60
         assert one.differences() == []
         for file in before:
-            assert time.time() - Path(file).stat().st_mtime < 60, "when it was dropped, not when it was written"
             os.utime(file, (0, 0))
         one.upkeep.run(datetime.now(UTC))
+        assert len(list(Path(after).parent.glob("*.parquet"))) == 7, "when it was dropped, not when it was written"
+        assert upkeep.tidy(Lake(tmp_path / "data" / "lake"), *one.plans[0], grace_s=-1.0) == 6
         assert [str(file) for file in Path(after).parent.glob("*.parquet")] == [after]
         assert one.differences() == []
 
@@ -245,6 +248,11 @@ def test_what_fits_is_said_to_fit_and_whatever_is_changed_is_named(tmp_path: Pat
         assert any("twice" in text for text in with_lake(pa.concat_tables([good, good.slice(0, 10)])))
         swapped = pa.concat_tables([good.slice(1, 1), good.slice(0, 1), good.slice(2)])
         assert any("other keys" in text for text in with_lake(swapped))
+        assert one.differences() == []
+        assert one.lake.claim("another's") == "another's"
+        assert any("another landing" in text for text in one.differences())
+        (tmp_path / "data" / "lake" / OWNER).unlink()
+        one.landing.bind(one.lake)
         assert one.differences() == []
 
     def with_landing(query: str) -> list[str]:

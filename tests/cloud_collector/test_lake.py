@@ -17,11 +17,12 @@ import duckdb
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
-from cloud_collector import deltalog, failpoint
+from cloud_collector import deltalog, failpoint, folderstore
 from cloud_collector import lake as room
 from cloud_collector import sealer as sealing
-from cloud_collector.deltalog import DeltaLog
+from cloud_collector.deltalog import DeltaLog, Snapshot
 from cloud_collector.errors import StoreFailed
+from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_of, table_schema
 from cloud_collector.landing import Landing, Verdict
@@ -342,7 +343,7 @@ def test_a_table_that_fails_keeps_its_releases_waiting_and_no_others(
     commit, failures = DeltaLog.commit, ["once"]
 
     def full(self: DeltaLog, *given: Any, **more: Any) -> None:
-        if self._folder.parent.name == maker.plan.name and failures:
+        if self.table.startswith(f"{maker.plan.name}/") and failures:
             failures.pop()
             raise OSError
         commit(self, *given, **more)
@@ -395,7 +396,7 @@ def test_the_lake_is_on_the_disk_before_the_landing_lets_go(
 def test_mutant_a_commit_without_a_sync_is_caught(
     landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deltalog, "_fsync", lambda fd: None)
+    monkeypatch.setattr(folderstore, "_fsync", lambda fd: None)
     missing = unsynced_when_marked(landing, lake, maker, tmp_path, monkeypatch)
     assert "00000000000000000002.json" in missing
     assert sum(name.endswith(".parquet") for name in missing) == 3
@@ -430,13 +431,13 @@ def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(
     assert len(read(lake, maker)) == 10
     fresh = Lake(tmp_path / "a lake é" / "tables")
     synced: set[str] = set()
-    sync = deltalog.sync
+    sync = folderstore.sync
 
     def noted(path: Path) -> None:
         sync(path)
         synced.add(path.name)
 
-    monkeypatch.setattr(deltalog, "sync", noted)
+    monkeypatch.setattr(folderstore, "sync", noted)
     assert Sealer(landing, fresh, maker.plan_of).seal() == 1
     assert {Path(file).name for file in fresh.files(maker.plan, maker.hash)} | {"_delta_log"} <= synced
     assert len(read(fresh, maker)) == 10
@@ -452,7 +453,7 @@ def test_other_engines_read_the_same_table(lake: Lake, maker: Maker, monkeypatch
     checkpoints = 0
     for row in rows:
         lake.append(maker.plan, maker.hash, [row], app_id="a")
-        folder = lake.folder(maker.plan, maker.hash)
+        folder = Path(lake.location(maker.plan, maker.hash))
         checkpoints += lake.write(maker.plan, maker.hash, lambda log, _: log.checkpoint())
         table = DeltaTable(folder)
         assert table.transaction_version("a") == row[0]
@@ -468,7 +469,7 @@ def test_other_engines_read_the_same_table(lake: Lake, maker: Maker, monkeypatch
 
 def test_a_table_that_the_library_wrote_is_continued(lake: Lake, maker: Maker) -> None:
     made = [maker.make(seed=i, window=i) for i in range(3)]
-    folder = lake.folder(maker.plan, maker.hash)
+    folder = Path(lake.location(maker.plan, maker.hash))
     folder.mkdir(parents=True)
     marks = CommitProperties(app_transactions=[Transaction(app_id="a", version=2)])
     write_deltalake(folder, table_of(maker.plan, rows_of(made)[:2]), commit_properties=marks)
@@ -492,3 +493,70 @@ def test_a_writer_that_was_outrun_looks_again(
     lake.append(maker.plan, maker.hash, rows, app_id="a")
     assert len(read(lake, maker)) == 20
     assert lake.snapshot(maker.plan, maker.hash).version == 0
+
+
+def reads_what_was_there(folder: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a read, begun or gone on with, holds every commit that came before it, whenever a writer overtakes.
+
+    The writer makes eight commits and four checkpoints between two of the reader's requests, and clears what is behind.
+    """
+    writer = Lake(folder)
+    rows = iter(rows_of([maker.make(seed=i, window=i) for i in range(400)]))
+
+    def commit(times: int) -> None:
+        for _ in range(times):
+            writer.append(maker.plan, maker.hash, [next(rows)], app_id="a")
+            writer.write(maker.plan, maker.hash, lambda log, _: log.checkpoint())
+
+    class Overtaken(FolderStore):
+        left = -1
+
+        def get(self, name: str) -> bytes:
+            self.left -= 1
+            if self.left == 0:
+                commit(8)
+            return super().get(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deltalog, "CHECKPOINT_EVERY", 2)
+        commit(3)
+        for turn in range(1, 7):
+            for seen in (False, True):
+                reader = Lake(store := Overtaken(folder))
+                if seen:
+                    reader.snapshot(maker.plan, maker.hash)
+                commit(3)
+                before = writer.snapshot(maker.plan, maker.hash).version
+                store.left = turn
+                try:
+                    found = reader.snapshot(maker.plan, maker.hash)
+                except StoreFailed:
+                    return False
+                if found.version < before or len(found.files) != found.version + 1:
+                    return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_read_is_no_older_than_its_beginning(tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the entries that it goes on from, or the checkpoint that it was told of, are removed meanwhile."""
+    assert reads_what_was_there(tmp_path, maker, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", ["a checkpoint is for those who begin", "a checkpoint is looked for once"])
+def test_mutant_reads_that_a_writer_may_overtake_are_caught(
+    tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch, mutant: str
+) -> None:
+    summed_up = DeltaLog._summed_up
+
+    def once(self: DeltaLog, known: Snapshot) -> Snapshot:
+        if mutant == "a checkpoint is for those who begin":
+            return summed_up(self, known) if known.version < 0 else known
+        told = self._newest_checkpoint()
+        with monkeypatch.context() as patch:
+            patch.setattr(self, "_newest_checkpoint", lambda: told)
+            return summed_up(self, known)
+
+    monkeypatch.setattr(DeltaLog, "_summed_up", once)
+    assert not reads_what_was_there(tmp_path, maker, monkeypatch)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from cloud_collector import compaction, deltalog, failpoint, upkeep
+from cloud_collector import compaction, deltalog, failpoint, folderstore, upkeep
 from cloud_collector.errors import StoreFailed
 from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
@@ -194,7 +194,7 @@ def _goes_on(data: Path, maker: Maker, made: list[Made], wanted: list[tuple[str,
             one.land(*made)
             one.sealer.seal()
             one.keep_up()
-            folder = one.lake.folder(maker.plan, maker.hash)
+            folder = Path(one.lake.location(maker.plan, maker.hash))
             files = {Path(uri).name for uri in DeltaTable(folder).file_uris()}
             rows = sum(pq.read_metadata(folder / name).num_rows for name in files)
             return one.held() == wanted and rows == 10 * len(made)
@@ -240,7 +240,7 @@ def test_a_power_cut_loses_and_doubles_nothing(
 def test_mutant_no_sync_at_all_is_caught(
     tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    monkeypatch.setattr(deltalog, "_fsync", lambda fd: None)
+    monkeypatch.setattr(folderstore, "_fsync", lambda fd: None)
     assert not survives_cuts(tmp_path, maker, monkeypatch, point=point, hit=4, cuts=16)
 
 
@@ -249,13 +249,13 @@ def test_mutant_a_commit_that_is_synced_after_its_name_appeared_is_caught(
     tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the library would do it: a cut in between leaves a log that is torn, or names a torn file."""
-    written = deltalog._fsync
+    written = folderstore._fsync
 
     def late(fd: int) -> None:
         if not Path(f"/proc/self/fd/{fd}").resolve().name.endswith((".tmp", ".parquet")):
             written(fd)
 
-    monkeypatch.setattr(deltalog, "_fsync", late)
+    monkeypatch.setattr(folderstore, "_fsync", late)
     assert not survives_cuts(tmp_path, maker, monkeypatch, point="log_linked", hit=4, cuts=16)
 
 

@@ -97,7 +97,7 @@ def opens_that_day_alone(folder: Path) -> bool:
 
 
 def _all(lake: Lake, plan: Plan, hashed: PlanHash) -> list[str]:
-    return [str(lake.folder(plan, hashed) / name) for name in lake.snapshot(plan, hashed).files]
+    return [f"{lake.location(plan, hashed)}/{name}" for name in lake.snapshot(plan, hashed).files]
 
 
 def test_a_day_by_node_opens_the_files_of_that_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_what_the_log_says_of_a_file_outlives_a_checkpoint_and_is_read_by_others
         before = one.lake.snapshot(*one.about).files
         one.lake.write(*one.about, lambda log, _: log.checkpoint())
         assert Lake(tmp_path / "lake").snapshot(*one.about).files == before
-        folder = one.lake.folder(*one.about)
+        folder = Path(one.lake.location(*one.about))
         told = DeltaTable(folder).get_add_actions(flatten=True).to_struct_array().to_pylist()
         spans = sorted((row["min.tenant"], row["max.tenant"], row["null_count.tenant"]) for row in told)
         assert spans == [("a", "a", 0), ("b", "b", 0), ("b", "c", 0)]

@@ -14,11 +14,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cloud_collector import client, sealing, server
-from cloud_collector.config import Config, PlanEntry
+from cloud_collector.config import Config, Database, PlanEntry
 from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landing import Landing
+from cloud_collector.plans import PlanRegistry
 from cloud_collector.sealer import Sealer
 from cloud_collector.telemetry import Event
+from edge_agg.contract import codec
 from edge_agg.contract.release import Status
 from edge_agg.contract.v1 import collector_pb2
 from tests.cloud_collector.front import PLAN, PLAN_TEXT, push, release, running, week
@@ -238,3 +241,50 @@ def test_a_plan_added_by_another_process_is_taken(tmp_path: Path) -> None:
         PlanRegistry(config.plans_path).add(PLAN_TEXT, ["jfk"])
         assert push(address, release("jfk", 0)) == [ACCEPTED]
         assert c.plans()["plan"].unique().to_list() == [PLAN.name]
+
+
+# What belongs together
+
+
+def two_landings_in_one_lake(folder: Path, *, marked: bool) -> str | None:
+    """A second data folder comes to a lake that another landing was sealed into; why it is refused."""
+    lake = Lake(folder / "lake")
+    registry = PlanRegistry(folder / "plans")
+    registry.add(PLAN_TEXT, ["jfk"])
+    config = settings(folder)
+    for name in ("one", "two"):
+        with contextlib.closing(Landing(folder / f"{name}.sqlite")) as landing:
+            try:
+                server.bind(config, landing, lake, registry)
+            except ConfigInvalid as refused:
+                return str(refused)
+            sent = release(name, 0)
+            asyncio.run(landing.land([codec.open_sealed(sent.header, sent.payload)]))
+            assert Sealer(landing, lake, server.plan_of(registry)).seal() == 1
+        if not marked:  # by a collector that knew no marks
+            (folder / "lake" / OWNER).unlink()
+    return None
+
+
+def test_a_lake_is_sealed_into_from_one_landing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its mark, or by what its tables note; roll-ups would lack what the other sealed. Mutants look at neither."""
+    assert "another landing" in str(two_landings_in_one_lake(tmp_path / "marked", marked=True))
+    assert "sealed from another landing too" in str(two_landings_in_one_lake(tmp_path / "unmarked", marked=False))
+    monkeypatch.setattr(Lake, "sealed_by", lambda *_: set())
+    assert two_landings_in_one_lake(tmp_path / "tables unread", marked=False) is None
+    monkeypatch.setattr(Landing, "bind", lambda *_: None)
+    (tmp_path / "mark unread" / "lake").mkdir(parents=True)
+    (tmp_path / "mark unread" / "lake" / OWNER).write_text("another's")
+    assert two_landings_in_one_lake(tmp_path / "mark unread", marked=True) is None
+
+
+def test_a_folder_with_a_landing_is_no_place_for_one_on_a_server(tmp_path: Path) -> None:
+    """Its keys would be forgotten; nothing is claimed."""
+    (tmp_path / "data").mkdir()
+    lake, config = Lake(tmp_path / "lake"), settings(tmp_path, database=Database(url="postgresql://localhost/x"))
+    with (
+        contextlib.closing(Landing(config.landing_path)) as landing,
+        pytest.raises(ConfigInvalid, match=r"\$\.landing\.url: .* landing of its own"),
+    ):
+        server.bind(config, landing, lake, PlanRegistry(config.plans_path))
+    assert lake.owner() is None

@@ -24,9 +24,12 @@ from hypothesis import strategies as st
 
 from cloud_collector import failpoint, landing_session, landing_tables
 from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.folderstore import FolderStore
+from cloud_collector.lake import Lake
 from cloud_collector.landed import Reason, Verdict
 from cloud_collector.landing import Landing, store_of
 from cloud_collector.landing_server import LandingServer
+from edge_agg.contract.codec import to_us
 from tests.cloud_collector.test_chain import MAKER, Journal
 
 if TYPE_CHECKING:
@@ -387,34 +390,70 @@ def test_a_server_without_fsync_is_refused(postgres: Postgres) -> None:
             time.sleep(0.05)
 
 
+def test_a_question_hears_what_waits_from_either_database(database: Database, tmp_path: Path, maker: Maker) -> None:
+    """The same statement, over both: first and last window by tenant and agent, of this plan alone."""
+    made, said = [maker.make(window=window) for window in range(3)], []
+    for where in (database, tmp_path / "landing.sqlite"):
+        with contextlib.closing(Landing(where)) as landing:
+            land(landing, *made)
+            said.append((landing.waiting_of(maker.hash), landing.waiting_of(b"another")))
+    windows = to_us(made[0].release.window_start), to_us(made[2].release.window_start)
+    assert said == [({("acme", "jfk"): windows}, {})] * 2
+
+
 # What belongs together
 
 
-def test_a_landing_is_sealed_into_one_folder(database: Database, tmp_path: Path, maker: Maker) -> None:
-    """Another folder is refused, and so is one that has a landing of its own or belongs to another landing."""
-    shared, other, own = (tmp_path / name for name in ("shared", "other", "own"))
-    with contextlib.closing(Landing(own / "landing.sqlite")) as landing:
+def test_a_landing_is_sealed_into_one_lake(database: Database, tmp_path: Path, maker: Maker) -> None:
+    """From whichever machine: another lake is refused, and so is one that belongs to another landing, of any kind."""
+    shared, other, own = (Lake(tmp_path / name) for name in ("shared", "other", "own"))
+    with contextlib.closing(Landing(tmp_path / "landing.sqlite")) as landing:
         land(landing, maker.make())
         landing.bind(own)
+        landing.bind(own)
     with contextlib.closing(Landing(database)) as one, contextlib.closing(Landing(database)) as two:
+        with pytest.raises(ConfigInvalid, match=r"\$\.landing\.url: .* another landing"):
+            two.bind(own)
         for landing in (one, two, one):
             landing.bind(shared)
-        with pytest.raises(ConfigInvalid, match=r"\$\.collector\.data: .* another folder"):
+        with pytest.raises(ConfigInvalid, match=r"\$\.lake\.url: .* another lake"):
             two.bind(other)
-        with pytest.raises(ConfigInvalid, match=r"\$\.landing\.url: .* landing of its own"):
+        with pytest.raises(ConfigInvalid, match=r"another l"):
             two.bind(own)
     with (
-        contextlib.closing(Landing(shared / "landing.sqlite")) as landing,
-        pytest.raises(ConfigInvalid, match=r"\$\.landing\.url: missing"),
+        contextlib.closing(Landing(tmp_path / "a second.sqlite")) as landing,
+        pytest.raises(ConfigInvalid, match=r"\$\.collector\.data: .* another landing"),
     ):
         landing.bind(shared)
+    assert other.owner() is None
 
 
-def test_a_folder_of_another_landing_is_refused(postgres: Postgres, tmp_path: Path) -> None:
-    with contextlib.closing(Landing(postgres.database())) as landing:
-        landing.bind(tmp_path)
-    with contextlib.closing(Landing(postgres.database())) as other, pytest.raises(ConfigInvalid, match="another"):
-        other.bind(tmp_path)
+def both_get_it(folder: Path, first: Database, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """One landing comes between the other's look at a lake and its mark; whether both may seal into it."""
+    bound = []
+    with contextlib.closing(Landing(first)) as one, contextlib.closing(Landing(folder / "landing.sqlite")) as two:
+        claimed = FolderStore.put_new
+
+        def late(self: FolderStore, name: str, data: bytes) -> None:
+            monkeypatch.setattr(FolderStore, "put_new", claimed)
+            two.bind(Lake(folder / "lake"))
+            bound.append(two)
+            claimed(self, name, data)
+
+        monkeypatch.setattr(FolderStore, "put_new", late)
+        with contextlib.suppress(ConfigInvalid):
+            one.bind(Lake(folder / "lake"))
+            bound.append(one)
+    return len(bound) == 2
+
+
+def test_of_two_landings_that_come_at_once_one_gets_the_lake(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: a mark that is put over another's."""
+    assert not both_get_it(tmp_path / "as it is", postgres.database(), monkeypatch)
+    monkeypatch.setattr(FolderStore, "put_new", FolderStore.put)
+    assert both_get_it(tmp_path / "mutant", postgres.database(), monkeypatch)
 
 
 def test_both_databases_have_the_same_columns(database: Database, postgres: Postgres, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_ROWS = np.arange(1 << 16)
+_ROWS.flags.writeable = False
+"""The indices of the rows of most batches, which share them."""
 _LEAST, _MOST = -(2**63), 2**63 - 1
 """Moments that nothing lies before, or behind."""
 
@@ -79,12 +82,17 @@ def split(
     if len(times_us):
         alone = at.alone(int(times_us.min()), int(times_us.max()))
         if alone is not None:
-            return Split(windows={_moment(alone): np.arange(len(times_us))}, late=0, outside=0)
+            return Split(windows={_moment(alone): _all(len(times_us))}, late=0, outside=0)
     inside = (times_us >= at.begin_us) & (times_us < at.end_us)
     starts = np.maximum((times_us - _ORIGIN_US) // at.step * at.step + _ORIGIN_US, at.floor_us)
     open_ = inside & (starts >= at.first_us) & (starts < at.end_us)
     windows = {_moment(int(start)): np.flatnonzero(open_ & (starts == start)) for start in np.unique(starts[open_])}
     return Split(windows=windows, late=int(inside.sum() - open_.sum()), outside=int((~inside).sum()))
+
+
+def _all(n_rows: int) -> npt.NDArray[np.intp]:
+    """The index of every row."""
+    return _ROWS[:n_rows] if n_rows <= len(_ROWS) else np.arange(n_rows)
 
 
 def alone_in(

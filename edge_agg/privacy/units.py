@@ -41,8 +41,14 @@ class Units:
         """All codes so far lie below it."""
 
     def outgrow(self, ids: pa.Array) -> bool:
-        """Whether these ids ended the time in which integers are their own codes: what is held has to be recoded."""
-        if self._codes is not None or (_is_integer(ids) and _unsigned(ids).max() < self._direct_below):
+        """Whether these ids ended the time in which integers are their own codes: what is held has to be recoded.
+
+        Ask before they are encoded, at least one.
+        """
+        if self._codes is not None:
+            return False
+        if _is_integer(ids) and (most := _unsigned(ids).max()) < self._direct_below:
+            self.bound = max(self.bound, int(most) + 1)
             return False
         self._codes = Codes(self._keying)
         return True
@@ -82,9 +88,7 @@ class Units:
     def _coded(self, ids: pa.Array) -> tuple[UInt64s, UInt64s | None]:
         """The code of each id; and its key, if that has been found on the way."""
         if self._codes is None:
-            codes = _unsigned(ids)
-            self.bound = max(self.bound, int(codes.max(initial=0)) + 1)
-            return codes, None
+            return _unsigned(ids), None
         dense, keys = self._codes.encode(ids)
         self.bound = len(self._codes)
         return dense, keys

@@ -39,12 +39,13 @@ def serve(config: Path) -> None:
         loaded = settings.load(config)
         if loaded.workers > 1:  # before the library that keeps figures is imported, by whichever module
             figures.share(loaded.figures_path)
-        from cloud_collector import server, supervisor
+        from cloud_collector import garbage, server, supervisor
         from cloud_collector.notify import Notifier
 
         notifier = Notifier.from_environment()
 
         def ready(address: str) -> None:
+            garbage.settle()
             click.echo(f"listening on {address}")
             notifier.ready(address)
 

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cloud_collector import metrics, server, telemetry
+from cloud_collector import garbage, metrics, server, telemetry
 from cloud_collector.errors import CollectorError, ConfigInvalid, StoreFailed
 from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
@@ -232,7 +232,12 @@ async def _serve(name: str, config: Config, pipe: Connection) -> None:
     run = server.seal if name == "sealer" else server.serve
     if name == "sealer":
         os.nice(SEALER_NICE)
-    await run(config, ready=lambda _: pipe.send(""), stop=stop)
+
+    def ready(_: str) -> None:
+        garbage.settle()
+        pipe.send("")
+
+    await run(config, ready=ready, stop=stop)
 
 
 def _reserved(config: Config, reserved: contextlib.ExitStack) -> Config:

@@ -175,7 +175,8 @@ def test_sigterm_drains_everything(tmp_path: Path) -> None:
 
         pushing = threading.Thread(target=keep_pushing)
         pushing.start()
-        time.sleep(1.0)
+        while len(acked) <= 10 and pushing.is_alive():  # however slow the machine is
+            time.sleep(0.05)
         pids = family(server.process.pid)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0

@@ -78,7 +78,7 @@ _EVENTS = {
     }.items()
 }
 _WORKERS_DIED = Counter("collector_workers_died", "Processes that ended without being told to", registry=_REGISTRY)
-_METHODS = frozenset({"PushReleases", "ListPlans", "Estimate", "GetTrust", "Enroll", "Renew"})
+_METHODS = frozenset({"PushReleases", "SayHead", "ListPlans", "Estimate", "GetTrust", "Enroll", "Renew"})
 
 
 def start() -> None:

@@ -26,6 +26,8 @@ class AgentTable(_Strict, frozen=True, kw_only=True):
     """How long windows wait, at most, for a source that is not current."""
     stop_s: float = 10.0
     """How long a stop may take to send what is sealed."""
+    unheard: Literal["wait", "draw"] = "wait"
+    """Windows from before a restart, while the collector cannot be told how far the journal is."""
     policy: str | None = None
     """The device's own policy, which no plan overrides."""
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
+    from edge_agg.departures import Departures
     from edge_agg.herald import Herald
     from edge_agg.ingest.source import Source
     from edge_agg.intake import Intake
@@ -71,6 +72,7 @@ class Agent:
     positions: Positions
     uplink: Uplink
     herald: Herald
+    departures: Departures
     clock: Clock
     timekeeper: Timekeeper
     ceilings: Ceilings
@@ -220,7 +222,9 @@ class Agent:
                     self.intake.forget(age=self.tuning.spool_age)
                     self.positions.tidy([source.name for source in self.sources], self.clock.now())
             self._look_at_disk()
-            await wait_first(stop.wait(), self.clock.wait(POLL_S), self.herald.changed.wait())
+            # At whole multiples: when windows are looked at next does not tell how long the last ones took.
+            left_s = POLL_S - self.clock.since_boot_s() % POLL_S
+            await wait_first(stop.wait(), self.clock.wait(left_s), self.herald.changed.wait())
             self.herald.changed.clear()
 
     async def _send_last(self) -> None:
@@ -279,10 +283,12 @@ class Agent:
     # Windows and positions
 
     async def _close_until(self, watermark: Callable[[Series], datetime]) -> None:
+        begun_s = self.clock.since_boot_s()
         async with self.intake.windows_at_rest():
             due = [(start, i) for i, series in enumerate(self.series) for start in self._due(series, watermark)]
             if due:
                 emit(Event.WINDOWS_DUE, windows=len(due))
+                self.departures.begin(begun_s)
             self.series[0].counts.update(self.intake.counts)
             self.intake.counts.clear()
             try:
@@ -300,6 +306,9 @@ class Agent:
             else:
                 over = self.journal.bytes_used > self.ceilings.disk_bytes
                 self._disk_is_full(full=over or not (self.journal.has_ballast or self.journal.restore_ballast()))
+            finally:
+                if due and self.departures.end():
+                    self._note_late()
 
     def _due(self, series: Series, watermark: Callable[[Series], datetime]) -> Iterator[datetime]:
         """The windows to be closed now: up to the first that may not be drawn yet, for none is skipped."""
@@ -308,6 +317,10 @@ class Agent:
             if start != series.drawn and not self.herald.may_draw(start + every):
                 return
             yield start
+
+    def _note_late(self) -> None:
+        with suppress(JournalFull):
+            self.journal.note([], {"departures late": 1})
 
     def _note_positions(self) -> None:
         counts = sum((series.counts for series in self.series), type(self.series[0].counts)())

@@ -16,6 +16,7 @@ from edge_agg.agent import Agent, Tuning
 from edge_agg.ceilings import Ceilings
 from edge_agg.config import bytes_of, discovery_of, horizon_of, plans_of, span_of
 from edge_agg.contract.plan import parse_duration
+from edge_agg.departures import Departures
 from edge_agg.herald import Herald
 from edge_agg.identity.credentials import credentials_of
 from edge_agg.identity.renewal import Renewal
@@ -122,6 +123,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         retry_limit_s=table.retry_limit_s,
         waits=config.agent.unheard == "wait",
     )
+    departures = Departures(clock=clock, every_s=parse_duration(table.leave_every).total_seconds())
     return Agent(
         name=config.agent.name,
         sources=_sources(config, clock, intake) if allowed else [],
@@ -139,7 +141,9 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
             retry_first_s=table.retry_first_s,
             retry_limit_s=table.retry_limit_s,
             fenced=herald.told_fenced,
+            departures=departures,
         ),
+        departures=departures,
         herald=herald,
         clock=clock,
         timekeeper=Timekeeper(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from edge_agg.clock import Clock
+    from edge_agg.departures import Departures
     from edge_agg.identity.renewal import Renewal
     from edge_agg.wire import Waiting, Wire
 
@@ -65,6 +66,8 @@ class Uplink:
     retry_limit_s: float
     fenced: Callable[[], None] = lambda: None
     """Told when a receipt says that the agent is shut out."""
+    departures: Departures | None = None
+    """When what is sealed may leave; at once where there is no schedule."""
     renewal: Renewal | None = None
     """Keeps the wire's certificate young; None where there is none."""
     _held: dict[int, datetime] = field(default_factory=dict)
@@ -123,6 +126,8 @@ class Uplink:
             `progress` where something was settled, `failed` after a call without receipts (its back-off is over by
             then), `idle` where nothing waits but what is held.
         """
+        if self.departures is not None:
+            await self.departures.wait()
         self._release_held()
         batch = self.journal.waiting(self._limit or self.batch, skip=self._held.keys())
         if not batch:

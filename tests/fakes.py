@@ -308,6 +308,7 @@ state = "state"
 
 [collector]
 url = "127.0.0.1:{port}"
+leave_every = "0s"
 
 [[account]]
 name = "people"

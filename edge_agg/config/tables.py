@@ -72,6 +72,8 @@ class CollectorTable(_Strict, frozen=True, kw_only=True):
     """Releases in one call."""
     deadline_s: float = 20.0
     """How long one call may take."""
+    leave_every: str = "1s"
+    """Releases leave at whole multiples of this, so that the moment does not tell how long the noise took."""
     retry_first_s: float = 0.5
     """The first back-off."""
     retry_limit_s: float = 60.0

@@ -1,6 +1,7 @@
 """What becomes of a release: whether its key is free, and whether it continues its agent's chain (promises B2, B6).
 
-Place: called by the landing's writer, inside the transaction that will hold the release.
+Place: called by the landing's writer, inside the transaction that will hold the release. `heads.py` judges by the same
+rules what an agent says of itself before it draws.
 Invariants:
 - A key (tenant, agent, plan hash, window start) is taken once, for ever. The sha256 is compared, never part of the key.
 - Every check compares a release with others of its own journal in whatever order they came, and an honest journal's
@@ -62,14 +63,7 @@ def decide(
 ) -> Judged:
     """Take a release in, or say why not."""
     who = (release.tenant, release.agent)
-    query = (
-        "SELECT agents.no, agents.journals, reason, journals.journal, coalesce(head_seq, 0) FROM agents "
-        "LEFT JOIN fences ON fences.agent = agents.no "
-        "LEFT JOIN journals ON journals.agent = agents.no AND journals.incarnation = ? "
-        "WHERE agents.tenant = ? AND agents.agent = ?"
-    )
-    found: Any = db.execute(query, (bytes.fromhex(release.link.incarnation), *who)).fetchone()
-    agent, journals, fenced, journal, head = found or (None, 0, None, None, 0)
+    agent, journals, fenced, journal, head = known_of(db, *who, bytes.fromhex(release.link.incarnation))
     plan, known = (None, None) if agent is None else _held(db, agent, release)
     if known is not None:
         if known == sealed.hash:
@@ -98,6 +92,30 @@ def decide(
     if restored:
         alarm = _catch_up(db, at, release) or alarm
     return Judged(verdict=Verdict.ACCEPTED, alarm=alarm)
+
+
+def known_of(
+    db: Statements, tenant: str, agent: str, incarnation: bytes
+) -> tuple[int | None, int, str | None, int | None, int]:
+    """An agent's number, how many journals it had, why it is fenced; this journal's number and its last place."""
+    query = (
+        "SELECT agents.no, agents.journals, reason, journals.journal, coalesce(head_seq, 0) FROM agents "
+        "LEFT JOIN fences ON fences.agent = agents.no "
+        "LEFT JOIN journals ON journals.agent = agents.no AND journals.incarnation = ? "
+        "WHERE agents.tenant = ? AND agents.agent = ?"
+    )
+    found: Any = db.execute(query, (incarnation, tenant, agent)).fetchone()
+    return found or (None, 0, None, None, 0)
+
+
+def turned(seq: int, head_seq: int) -> Reason:
+    """What it is where other bytes stand at a place."""
+    return Reason.ROLLBACK if seq < head_seq else Reason.FORK
+
+
+def is_fallen(earlier: tuple[Fraction, Fraction], later: tuple[Fraction, Fraction]) -> bool:
+    """Whether an account has been charged less, in rho or in delta, at a later place than at an earlier one."""
+    return earlier[0] > later[0] or earlier[1] > later[1]
 
 
 def _held(db: Statements, agent: int, release: Release) -> tuple[int | None, bytes | None]:
@@ -135,17 +153,15 @@ def _fault(at: _Journal, release: Release, sealed: Sealed) -> Reason | None:
     seq = _place(release)
     for place, found, before in at.around:
         if place == seq:
-            return Reason.ROLLBACK if seq < at.head_seq else Reason.FORK
+            return turned(seq, at.head_seq)
         if place == seq - 1 and found != release.link.prev_hash:
             return Reason.FORK
         if place == seq + 1 and before is not None and before != sealed.hash:
             return Reason.FORK
     if at.spent is not None:
-        earlier = Fraction(at.spent[1]), Fraction(at.spent[2])
-        later = release.cumulative.rho, release.cumulative.delta
-        if seq < at.spent[0]:
-            earlier, later = later, earlier
-        if any(before > after for before, after in zip(earlier, later, strict=True)):
+        here = Fraction(at.spent[1]), Fraction(at.spent[2])
+        there = release.cumulative.rho, release.cumulative.delta
+        if is_fallen(there, here) if seq < at.spent[0] else is_fallen(here, there):
             return Reason.ROLLBACK
     return None
 

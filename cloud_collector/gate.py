@@ -44,6 +44,7 @@ PUSHBACK_MS = (200, 1000)
 _ANYBODY = frozenset({Kind.AGENT, Kind.ANALYST, Kind.STRANGER})
 ALLOWED: dict[str, frozenset[Kind]] = {
     "/edge_agg.contract.v1.CollectorService/PushReleases": frozenset({Kind.AGENT}),
+    "/edge_agg.contract.v1.CollectorService/SayHead": frozenset({Kind.AGENT}),
     "/edge_agg.contract.v1.QueryService/ListPlans": frozenset({Kind.ANALYST}),
     "/edge_agg.contract.v1.QueryService/Estimate": frozenset({Kind.ANALYST}),
     "/edge_agg.contract.v1.QueryService/Coverage": frozenset({Kind.ANALYST}),

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloud_collector import chain, fence, landing_rows, register, roll_call
+from cloud_collector import chain, fence, heads, landing_rows, register, roll_call
 from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.failpoint import failpoint
 from cloud_collector.handover import handed_over
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cloud_collector.landing_store import Owned, Store
     from cloud_collector.register import Contact, Expectation
     from cloud_collector.roll_call import Ask, Called
+    from edge_agg.contract.head import Head
     from edge_agg.contract.release import Release, Sealed
 
 __all__ = ["AgentSeen", "LandedRelease", "Landing", "Verdict", "store_of"]
@@ -137,6 +138,18 @@ class Landing:
             StoreFailed: nothing of this call was promised; look at the disk.
         """
         return await asyncio.wrap_future(self._enqueue(_Waiting(releases, asyncio.get_running_loop())))
+
+    def hear(self, head: Head) -> heads.Heard:
+        """Hold what an agent says of its journal against what is here; see :func:`cloud_collector.heads.hear`."""
+        heard = self._call(
+            lambda: self._transact(
+                lambda: heads.hear(self._db, head, new_incarnation=self._new_incarnation),
+                agents=[(head.tenant, head.agent)],
+            )
+        )
+        if heard.alarm is not None:
+            emit(Event.AGENT_FENCED, tenant=head.tenant, agent=head.agent, reason=heard.alarm)
+        return heard
 
     def unsealed(self, limit: int, *, after: int = 0) -> list[LandedRelease]:
         """The oldest releases that are not in the lake, of ids above `after`."""

@@ -79,7 +79,7 @@ _EVENTS = {
     }.items()
 }
 _WORKERS_DIED = Counter("collector_workers_died", "Processes that ended without being told to", registry=_REGISTRY)
-_METHODS = frozenset({"PushReleases", "ListPlans", "Estimate", "Coverage", "GetTrust", "Enroll", "Renew"})
+_METHODS = frozenset({"PushReleases", "SayHead", "ListPlans", "Estimate", "Coverage", "GetTrust", "Enroll", "Renew"})
 
 
 def start() -> None:

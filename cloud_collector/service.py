@@ -28,9 +28,12 @@ from cloud_collector.admission import Refused, admit
 from cloud_collector.contacts import Contacts
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.gate import caller, fail, refuse
-from cloud_collector.groups import Groups
+from cloud_collector.groups import Groups, Lands
+from cloud_collector.heads import Standing
 from cloud_collector.landing import Verdict
 from cloud_collector.telemetry import Event, begin_request, emit
+from edge_agg.contract.errors import MalformedRelease
+from edge_agg.contract.head import Head
 from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.v1 import collector_pb2, query_pb2
 from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceServicer
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 
     from cloud_collector.admission import Admitted
     from cloud_collector.caller import Caller
-    from cloud_collector.groups import Lands
+    from cloud_collector.heads import Heard
     from cloud_collector.plans import PlanRegistry, RegisteredPlan
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.v1.release_pb2 import SealedRelease
@@ -70,6 +73,14 @@ class Answers(Protocol):
         ...
 
 
+class Keeps(Lands, Protocol):
+    """What keeps releases, and knows how far each agent is."""
+
+    def hear(self, head: Head) -> Heard:
+        """Hold what an agent says of its journal against what is here; blocks."""
+        ...
+
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -83,6 +94,13 @@ _RECEIPTS = {
     Verdict.DUPLICATE: (collector_pb2.OUTCOME_DUPLICATE, ""),
     Verdict.CONFLICT: (_REFUSED, str(Refusal.CONFLICT)),
     Verdict.FENCED: (_REFUSED, str(Refusal.FENCED)),
+}
+_STANDINGS = {
+    Standing.KNOWN: collector_pb2.STANDING_KNOWN,
+    Standing.UNKNOWN: collector_pb2.STANDING_UNKNOWN,
+    Standing.BEHIND: collector_pb2.STANDING_BEHIND,
+    Standing.AHEAD: collector_pb2.STANDING_AHEAD,
+    Standing.FENCED: collector_pb2.STANDING_FENCED,
 }
 
 
@@ -132,11 +150,12 @@ class Door:
 
 
 class CollectorService(CollectorServiceServicer):
-    """Takes batches of releases."""
+    """Takes batches of releases, and hears how far agents are."""
 
     def __init__(
-        self, landing: Lands, lookup: Lookup, *, door: Door, max_batch: int, contacts: Contacts | None = None
+        self, landing: Keeps, lookup: Lookup, *, door: Door, max_batch: int, contacts: Contacts | None = None
     ) -> None:
+        self._landing = landing
         self._contacts = Contacts() if contacts is None else contacts
         self._groups = Groups(landing)
         self._lookup = lookup
@@ -152,6 +171,21 @@ class CollectorService(CollectorServiceServicer):
                 raise Refused(Refusal.TOO_LARGE)
             judged = await self._admit(request.releases, caller())
             return await self._land(request.releases, judged)
+        raise AssertionError  # the door raises what it does not let through
+
+    async def SayHead(  # noqa: N802  # the contract's name
+        self, request: collector_pb2.SayHeadRequest, context: Context
+    ) -> collector_pb2.SayHeadResponse:
+        """Hold what an agent says of its journal against what is here, before it draws."""
+        async with self._door.opened("SayHead", context):
+            try:
+                head = Head.read(request)
+            except MalformedRelease:
+                raise Refused(Refusal.MALFORMED) from None
+            if not caller().sends_for(head.tenant, head.agent):
+                raise Refused(Refusal.IDENTITY_MISMATCH)
+            heard = await self._door.work(self._landing.hear, head)
+            return collector_pb2.SayHeadResponse(standing=_STANDINGS[heard.standing], last_seq=heard.last_seq)
         raise AssertionError  # the door raises what it does not let through
 
     async def _admit(self, batch: Sequence[SealedRelease], sender: Caller) -> list[Admitted | Refusal]:

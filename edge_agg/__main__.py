@@ -43,7 +43,7 @@ Exit codes:
   3  config or plan invalid, or a budget too small for any noise
   4  a source cannot be read
   5  the journal or the spool cannot be read or written
-  6  run --drain: the collector did not take everything in time; run again
+  6  run --drain: the collector did not take everything in time, or has fenced the agent; run again
   7  run --drain: the collector refused a release for good; see status
   8  ledger verify: the journal contradicts its plans, its chain or its budgets
   9  enroll: no certificate was given out
@@ -256,6 +256,7 @@ def _exit_codes() -> Iterator[None]:
         errors.SpoolFailed: EXIT_JOURNAL,
         errors.SpoolFull: EXIT_JOURNAL,
         errors.EnrollmentFailed: EXIT_ENROLLMENT,
+        errors.Fenced: EXIT_NOT_DRAINED,
     }
     try:
         yield

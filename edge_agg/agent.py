@@ -4,7 +4,7 @@ Place: above all rooms but the one that builds it (`assembly.py`).
 Invariants: each source is read once for all plans; the journal is touched by one thread; the order of windows over
 several plans is by start, then by the config's order, so two plans of one account spend it the same way every time.
 Windows close by the clock alone, while it is believed; what the agent waits for besides (a source that is behind, a
-disk that is full) depends on the box and not on anybody's events.
+disk that is full, a head that nobody has heard) depends on the box and not on anybody's events.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING
 from edge_agg.ceilings import give_back
 from edge_agg.clock import wait_first
 from edge_agg.contract.grid import window_of
-from edge_agg.errors import JournalFull
+from edge_agg.errors import Fenced, JournalFull
 from edge_agg.telemetry import Event, emit
 from edge_agg.timekeeper import PLAUSIBLE
 from edge_agg.window import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from datetime import datetime
     from typing import Any
 
     from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
+    from edge_agg.departures import Departures
+    from edge_agg.herald import Herald
     from edge_agg.ingest.source import Source
     from edge_agg.intake import Intake
     from edge_agg.journal import Journal
@@ -69,6 +71,8 @@ class Agent:
     journal: Journal
     positions: Positions
     uplink: Uplink
+    herald: Herald
+    departures: Departures
     clock: Clock
     timekeeper: Timekeeper
     ceilings: Ceilings
@@ -89,26 +93,25 @@ class Agent:
         Raises:
             SourceUnreadable: fix the source and run again; nothing is lost.
             ConfigInvalid: the windows together do not fit `[memory].limit`: raise it, or drain less at a time.
+            Fenced: the collector has shut this agent out; nothing was drawn, and nothing is lost.
             JournalFull: there is no room to close every window: make room and run again; nothing is lost.
             JournalFailed, SpoolFailed: repair the disk and run again.
         """
         self._begin()
         self.intake.waits = False
-        sent = asyncio.Event()
+        sent, drawn = asyncio.Event(), True
         sender = asyncio.create_task(self.uplink.run(sent))
         try:
             if self.intake.trusted:
                 await self._with_intake(self._deliver_all())
-                await self._close_until(self._drain_watermark)
-                if any(series.due(self._drain_watermark(series)) for series in self.series):
-                    raise JournalFull("the disk has no room to close every window: make room and run again")
+                drawn = await self._close_all(patience_s)
                 self.intake.forget(age=self.tuning.spool_age)
         finally:
             sent.set()
             await sender
         drained = await self.uplink.wait_drained(patience_s)
         emit(Event.AGENT_STOPPED, agent=self.name, unacked=self.journal.unacked())
-        return drained
+        return drained and drawn
 
     async def run(self, stop: asyncio.Event) -> None:
         """Read, close and send as time passes, until `stop` is set; then send for `stop_s` what is sealed.
@@ -162,6 +165,21 @@ class Agent:
         await self.intake.wait_idle()
         self._note_parts()
 
+    async def _close_all(self, patience_s: float) -> bool:
+        """Close every window there is, once the head was said; whether they might be drawn."""
+        if not any(series.due(self._drain_watermark(series)) for series in self.series):
+            await self._close_until(self._drain_watermark)
+            return True
+        await self.herald.wait_heard(patience_s)
+        if self.herald.holding == "fenced":
+            raise Fenced("the collector has fenced this agent: nothing was drawn; the people who run the fleet decide")
+        if not self.herald.may_draw():
+            return False
+        await self._close_until(self._drain_watermark)
+        if any(series.due(self._drain_watermark(series)) for series in self.series):
+            raise JournalFull("the disk has no room to close every window: make room and run again")
+        return True
+
     # Live
 
     async def _live(self, stop: asyncio.Event) -> None:
@@ -171,6 +189,7 @@ class Agent:
             asyncio.create_task(work)
             for work in (
                 self.uplink.run(ended),
+                self.herald.run(ended),
                 self._tend(stop),
                 *(attend(ended) for attend in self.attendants),
                 *(source.deliver(inlet, stop, drain=False) for source, inlet in zip(self.sources, inlets, strict=True)),
@@ -203,7 +222,10 @@ class Agent:
                     self.intake.forget(age=self.tuning.spool_age)
                     self.positions.tidy([source.name for source in self.sources], self.clock.now())
             self._look_at_disk()
-            await wait_first(stop.wait(), self.clock.wait(POLL_S))
+            # At whole multiples: when windows are looked at next does not tell how long the last ones took.
+            left_s = POLL_S - self.clock.since_boot_s() % POLL_S
+            await wait_first(stop.wait(), self.clock.wait(left_s), self.herald.changed.wait())
+            self.herald.changed.clear()
 
     async def _send_last(self) -> None:
         with suppress(TimeoutError):
@@ -261,10 +283,12 @@ class Agent:
     # Windows and positions
 
     async def _close_until(self, watermark: Callable[[Series], datetime]) -> None:
+        begun_s = self.clock.since_boot_s()
         async with self.intake.windows_at_rest():
-            due = [(start, i) for i, series in enumerate(self.series) for start in series.due(watermark(series))]
+            due = [(start, i) for i, series in enumerate(self.series) for start in self._due(series, watermark)]
             if due:
                 emit(Event.WINDOWS_DUE, windows=len(due))
+                self.departures.begin(begun_s)
             self.series[0].counts.update(self.intake.counts)
             self.intake.counts.clear()
             try:
@@ -282,6 +306,21 @@ class Agent:
             else:
                 over = self.journal.bytes_used > self.ceilings.disk_bytes
                 self._disk_is_full(full=over or not (self.journal.has_ballast or self.journal.restore_ballast()))
+            finally:
+                if due and self.departures.end():
+                    self._note_late()
+
+    def _due(self, series: Series, watermark: Callable[[Series], datetime]) -> Iterator[datetime]:
+        """The windows to be closed now: up to the first that may not be drawn yet, for none is skipped."""
+        every = series.measurement.plan.every
+        for start in series.due(watermark(series)):
+            if start != series.drawn and not self.herald.may_draw(start + every):
+                return
+            yield start
+
+    def _note_late(self) -> None:
+        with suppress(JournalFull):
+            self.journal.note([], {"departures late": 1})
 
     def _note_positions(self) -> None:
         counts = sum((series.counts for series in self.series), type(self.series[0].counts)())

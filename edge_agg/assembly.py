@@ -16,6 +16,8 @@ from edge_agg.agent import Agent, Tuning
 from edge_agg.ceilings import Ceilings
 from edge_agg.config import bytes_of, discovery_of, horizon_of, plans_of, span_of
 from edge_agg.contract.plan import parse_duration
+from edge_agg.departures import Departures
+from edge_agg.herald import Herald
 from edge_agg.identity.credentials import credentials_of
 from edge_agg.identity.renewal import Renewal
 from edge_agg.ingest.kinds import source_of
@@ -29,8 +31,9 @@ from edge_agg.series import Account, Series
 from edge_agg.spool import Spool
 from edge_agg.telemetry import Event, emit
 from edge_agg.timekeeper import Timekeeper
-from edge_agg.uplink import GrpcWire, Uplink
+from edge_agg.uplink import Uplink
 from edge_agg.window import Span
+from edge_agg.wire import GrpcWire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from edge_agg.contract.plan import Plan
     from edge_agg.ingest.source import Source
     from edge_agg.ingest.trouble import Trouble
-    from edge_agg.uplink import Wire
+    from edge_agg.wire import Wire
 
 TUNING = {"agent": ("hold", "stop_s"), "collector": ("batch", "retry_first_s", "retry_limit_s")}
 """By table: the fields that a running agent takes from a reloaded config, beside all of `[memory]` and `[disk]`."""
@@ -107,6 +110,20 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         ceilings=ceilings,
         clock=clock,
     )
+    wire = wire or GrpcWire(table.url, deadline_s=table.deadline_s, credentials=credentials)
+    herald = Herald(
+        tenant=config.agent.tenant,
+        agent=config.agent.name,
+        accounts=list(accounts),
+        journal=journal,
+        wire=wire,
+        clock=clock,
+        jitter=random.random,
+        retry_first_s=table.retry_first_s,
+        retry_limit_s=table.retry_limit_s,
+        waits=config.agent.unheard == "wait",
+    )
+    departures = Departures(clock=clock, every_s=parse_duration(table.leave_every).total_seconds())
     return Agent(
         name=config.agent.name,
         sources=_sources(config, clock, intake) if allowed else [],
@@ -117,13 +134,17 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         uplink=Uplink(
             journal=journal,
             renewal=renewal,
-            wire=wire or GrpcWire(table.url, deadline_s=table.deadline_s, credentials=credentials),
+            wire=wire,
             clock=clock,
             jitter=random.random,
             batch=table.batch,
             retry_first_s=table.retry_first_s,
             retry_limit_s=table.retry_limit_s,
+            fenced=herald.told_fenced,
+            departures=departures,
         ),
+        departures=departures,
+        herald=herald,
         clock=clock,
         timekeeper=Timekeeper(
             created=journal.created,
@@ -149,8 +170,9 @@ def retune(agent: Agent, old: Config, new: Config) -> bool:
     agent.ceilings.memory_bytes = bytes_of(new.memory.limit)
     agent.ceilings.disk_bytes = bytes_of(new.disk.limit)
     agent.uplink.batch = new.collector.batch
-    agent.uplink.retry_first_s = new.collector.retry_first_s
-    agent.uplink.retry_limit_s = new.collector.retry_limit_s
+    for caller in (agent.uplink, agent.herald):
+        caller.retry_first_s = new.collector.retry_first_s
+        caller.retry_limit_s = new.collector.retry_limit_s
     return True
 
 

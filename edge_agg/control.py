@@ -86,7 +86,7 @@ def facts_of(agent: Agent, clock: Clock) -> Callable[[], dict[str, Any]]:
             "pid": os.getpid(),
             "since": begun.isoformat(),
             "uptime_s": round(clock.since_boot_s() - begun_s, 1),
-            "holding": "clock" if doubt else agent.ceilings.holding() or ("source" if behind else None),
+            "holding": "clock" if doubt else _holding(agent) or ("source" if behind else None),
             "memory_bytes": resident_bytes(),
             "memory_limit": agent.ceilings.memory_bytes,
             "spool_bytes": 0 if spool is None else spool.size_bytes,
@@ -112,3 +112,9 @@ def facts_of(agent: Agent, clock: Clock) -> Callable[[], dict[str, Any]]:
         }
 
     return facts
+
+
+def _holding(agent: Agent) -> str | None:
+    """What keeps windows from closing, or events out: a fence before all, for nothing on the device helps."""
+    herald = agent.herald.holding
+    return herald if herald == "fenced" else agent.ceilings.holding() or herald

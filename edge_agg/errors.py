@@ -36,6 +36,10 @@ class BudgetExhausted(EdgeError):
     """The account has no room for the charge: nothing was charged or drawn. Wait for the horizon to move on."""
 
 
+class Fenced(EdgeError):
+    """The collector has shut the agent out: nothing was drawn. The people who run the fleet must decide."""
+
+
 class EnrollmentFailed(EdgeError):
     """No certificate was given out: correct what the message names, or ask for a new one-time token."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edge_agg.agent import Agent
     from edge_agg.config import Config
     from edge_agg.contract.plan import Plan
-    from edge_agg.uplink import Wire
+    from edge_agg.wire import Wire
 
 STATUS_S = 60.0
 """How often the supervisor's status line is written anew, seconds."""
@@ -102,7 +102,7 @@ async def _tell_supervisor(agent: Agent, notifier: Notifier, ended: asyncio.Even
     every_s = STATUS_S if notifier.watchdog_s is None else min(STATUS_S, notifier.watchdog_s / 3)
     while not ended.is_set():
         notifier.alive()
-        holding = agent.timekeeper.doubt or agent.ceilings.holding()
+        holding = agent.timekeeper.doubt or agent.ceilings.holding() or agent.herald.holding
         waiting = f"{agent.journal.unacked()} releases wait"
         notifier.status(waiting if holding is None else f"holding ({holding}); {waiting}")
         await wait_first(ended.wait(), asyncio.sleep(every_s))

@@ -12,59 +12,28 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import grpc
-import grpc.aio
-
 from edge_agg.clock import wait_first
-from edge_agg.contract.address import is_loopback
-from edge_agg.contract.refusal import PUSHBACK_KEY, RULES, Refusal
+from edge_agg.contract.refusal import RULES, Refusal
 from edge_agg.contract.v1 import collector_pb2 as pb
-from edge_agg.contract.v1 import collector_pb2_grpc, release_pb2
-from edge_agg.errors import ConfigInvalid, JournalFull
+from edge_agg.errors import JournalFull
 from edge_agg.failpoint import failpoint
 from edge_agg.telemetry import Event, emit
+from edge_agg.wire import CallFailed, backoff_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
 
     from edge_agg.clock import Clock
-    from edge_agg.contract.release import Sealed
-    from edge_agg.identity.credentials import Credentials
+    from edge_agg.departures import Departures
     from edge_agg.identity.renewal import Renewal
+    from edge_agg.wire import Waiting, Wire
 
 HOLD_S = 300.0
 """How long a held release waits, seconds; a plan that its collector does not know yet is the usual reason."""
 
 
 Outcome = Literal["progress", "failed", "idle"]
-
-
-class CallFailed(Exception):
-    """One call brought no receipts: the same bytes go again after `retry_s`, or in smaller batches."""
-
-    def __init__(self, status: str, *, pushback_s: float | None, too_large: bool) -> None:
-        super().__init__(status)
-        self.status = status
-        """The name of the gRPC status."""
-        self.pushback_s = pushback_s
-        """How long the collector asked to wait."""
-        self.too_large = too_large
-        """Whether the message, rather than the collector, is the trouble."""
-
-
-class Waiting(Protocol):
-    """A sealed release that has not been acked."""
-
-    @property
-    def seq(self) -> int:
-        """Its place in the chain."""
-        ...
-
-    @property
-    def sealed(self) -> Sealed:
-        """The bytes that were stored and will be sent."""
-        ...
 
 
 class Outbox(Protocol):
@@ -83,77 +52,6 @@ class Outbox(Protocol):
         ...
 
 
-class Wire(Protocol):
-    """One call to the collector."""
-
-    async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
-        """Send a batch.
-
-        Raises:
-            CallFailed: nobody knows what became of the batch; send the same bytes again.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Hang up."""
-        ...
-
-
-class GrpcWire:
-    """The collector over gRPC.
-
-    Args:
-        address: `host:port`.
-        deadline_s: how long one call may take.
-        credentials: the agent's identity; the channel is built anew whenever its files have changed.
-
-    Raises:
-        ConfigInvalid: the address is not loopback, and there are no credentials.
-    """
-
-    def __init__(self, address: str, *, deadline_s: float, credentials: Credentials | None = None) -> None:
-        if credentials is None and not is_loopback(address):
-            raise ConfigInvalid("$.collector.url: without ca_file, cert_file and key_file only loopback is spoken to")
-        self._address = address
-        self._deadline_s = deadline_s
-        self._credentials = credentials
-        self._held = None if credentials is None else credentials.held()
-        self._dial()
-
-    def _dial(self) -> None:
-        options = [("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
-        if self._held is None:
-            self._channel = grpc.aio.insecure_channel(self._address, options=options)
-        else:
-            self._channel = grpc.aio.secure_channel(self._address, self._held.channel, options=options)
-        self._stub = collector_pb2_grpc.CollectorServiceStub(self._channel)
-
-    async def _dial_if_changed(self) -> None:
-        held = None if self._credentials is None else self._credentials.held()
-        if held is not self._held:
-            await self._channel.close()  # between two calls: none is cut off
-            self._held = held
-            self._dial()
-
-    async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
-        """Send a batch; see :class:`Wire`."""
-        await self._dial_if_changed()
-        request = pb.PushReleasesRequest(
-            releases=[release_pb2.SealedRelease(header=w.sealed.header, payload=w.sealed.payload) for w in batch]
-        )
-        try:
-            response = await self._stub.PushReleases(request, timeout=self._deadline_s)
-        except grpc.aio.AioRpcError as error:
-            pushback = _pushback(error)
-            exhausted = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            raise CallFailed(error.code().name, pushback_s=pushback, too_large=exhausted and pushback is None) from None
-        return list(response.receipts)
-
-    async def close(self) -> None:
-        """Hang up."""
-        await self._channel.close()
-
-
 @dataclass(slots=True, kw_only=True)
 class Uplink:
     """Sends what the journal holds."""
@@ -166,6 +64,10 @@ class Uplink:
     batch: int
     retry_first_s: float
     retry_limit_s: float
+    fenced: Callable[[], None] = lambda: None
+    """Told when a receipt says that the agent is shut out."""
+    departures: Departures | None = None
+    """When what is sealed may leave; at once where there is no schedule."""
     renewal: Renewal | None = None
     """Keeps the wire's certificate young; None where there is none."""
     _held: dict[int, datetime] = field(default_factory=dict)
@@ -224,6 +126,8 @@ class Uplink:
             `progress` where something was settled, `failed` after a call without receipts (its back-off is over by
             then), `idle` where nothing waits but what is held.
         """
+        if self.departures is not None:
+            await self.departures.wait()
         self._release_held()
         batch = self.journal.waiting(self._limit or self.batch, skip=self._held.keys())
         if not batch:
@@ -259,6 +163,8 @@ class Uplink:
                 acked.append(waiting.seq)
                 continue
             refusal = _refusal(receipt.refusal)
+            if refusal is Refusal.FENCED:
+                self.fenced()
             match RULES[refusal].verdict:
                 case "park":
                     parked.append((waiting.seq, refusal))
@@ -305,9 +211,7 @@ class Uplink:
             await wait_first(self.clock.wait(retry_s), self._stop.wait())
 
     def _backoff(self) -> float:
-        """Exponential with full jitter, so that a fleet does not come back all at once."""
-        ceiling = min(self.retry_limit_s, self.retry_first_s * 2.0 ** min(self._failures, 30))
-        return ceiling * (0.1 + 0.9 * self.jitter())
+        return backoff_s(self._failures, self.retry_first_s, self.retry_limit_s, jitter=self.jitter)
 
 
 def _refusal(code: str) -> Refusal:
@@ -316,10 +220,3 @@ def _refusal(code: str) -> Refusal:
         return Refusal(code)
     except ValueError:
         return Refusal.INTERNAL
-
-
-def _pushback(error: grpc.aio.AioRpcError) -> float | None:
-    for key, value in error.trailing_metadata() or ():
-        if key == PUSHBACK_KEY and str(value).isdigit():
-            return int(value) / 1000
-    return None

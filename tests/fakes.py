@@ -19,7 +19,8 @@ from edge_agg.contract.plan import Plan, parse_plan
 from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.contract.v1 import release_pb2
 from edge_agg.ingest.decode import typed_schema
-from edge_agg.uplink import HOLD_S, CallFailed
+from edge_agg.uplink import HOLD_S
+from edge_agg.wire import CallFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from edge_agg.contract.head import Head
     from edge_agg.contract.release import Mechanism, Release, ReleaseKey, Sealed
-    from edge_agg.uplink import Waiting
+    from edge_agg.wire import Waiting
 
 MONDAY = datetime(2013, 1, 7, tzinfo=UTC)
 """A week's first instant."""
@@ -141,6 +143,18 @@ class FakeCollector:
     """Every request, as its bytes on the wire."""
     batches: list[list[int]] = field(default_factory=list)
     """The seqs of every request."""
+    heads: list[Head] = field(default_factory=list)
+    """Every head that was said."""
+    standings: deque[pb.SayHeadResponse | CallFailed | None] = field(default_factory=deque)
+    """What is answered to the next heads; after that, that they are known."""
+
+    async def say_head(self, head: Head) -> pb.SayHeadResponse | None:
+        """Hear a head, and answer as the next of `standings` says."""
+        self.heads.append(head)
+        answer = self.standings.popleft() if self.standings else pb.SayHeadResponse(standing=pb.STANDING_KNOWN)
+        if isinstance(answer, CallFailed):
+            raise answer
+        return answer
 
     async def close(self) -> None:
         """Nothing to hang up."""
@@ -294,6 +308,7 @@ state = "state"
 
 [collector]
 url = "127.0.0.1:{port}"
+leave_every = "0s"
 
 [[account]]
 name = "people"

@@ -25,7 +25,8 @@ from edge_agg.identity.files import IdentityFiles
 from edge_agg.identity.renewal import Renewal, due
 from edge_agg.identity.request import Request
 from edge_agg.telemetry import Event, watch
-from edge_agg.uplink import GrpcWire, Uplink
+from edge_agg.uplink import Uplink
+from edge_agg.wire import GrpcWire
 from tests.cloud_collector.fleet import DOMAIN, Fleet, pushed, refusal
 from tests.cloud_collector.front import release
 from tests.fakes import FakeClock, FakeCollector, Row, settle, small_plan_text, write_config, write_events

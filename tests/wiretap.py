@@ -8,6 +8,10 @@ import threading
 from collections import defaultdict
 from contextlib import suppress
 
+from google.protobuf.message import DecodeError
+
+from edge_agg.contract.errors import MalformedRelease
+from edge_agg.contract.head import Head
 from edge_agg.contract.v1 import collector_pb2 as pb
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -29,8 +33,15 @@ class Wiretap:
         self._server.close()
 
     def requests(self) -> list[pb.PushReleasesRequest]:
-        """Every message that went up, read out of the HTTP/2 frames."""
-        return [pb.PushReleasesRequest.FromString(m) for bytes_ in self.sent for m in _messages(bytes(bytes_))]
+        """Every batch of releases that went up, read out of the HTTP/2 frames."""
+        return [pb.PushReleasesRequest.FromString(m) for m in self._sent() if not _is_head(m)]
+
+    def heads(self) -> list[pb.SayHeadRequest]:
+        """Every head that was said."""
+        return [pb.SayHeadRequest.FromString(m) for m in self._sent() if _is_head(m)]
+
+    def _sent(self) -> list[bytes]:
+        return [m for bytes_ in self.sent for m in _messages(bytes(bytes_))]
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -57,6 +68,15 @@ def _pump(near: socket.socket, far: socket.socket, keep: bytearray | None) -> No
     for end in (near, far):
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
+
+
+def _is_head(message: bytes) -> bool:
+    """Which of the two an agent says: a head has a text where a batch has a release."""
+    try:
+        Head.read(pb.SayHeadRequest.FromString(message))
+    except (DecodeError, MalformedRelease):
+        return False
+    return True
 
 
 def _messages(stream: bytes) -> list[bytes]:

@@ -124,6 +124,8 @@ def _limit_rules(config: Config) -> Iterator[Rule]:
     yield "$.disk.limit", _is_size(config.disk.limit, LEAST_DISK, 1 << 50), "must be 16MiB or more"
     yield "$.disk.spool_age", _is_between(config.disk.spool_age, _HOUR, 36_525 * _DAY), "must lie in 1h .. 36525d"
     yield "$.agent.hold", _is_between(config.agent.hold, timedelta(0), 7 * _DAY), "must lie in 0s .. 7d"
+    leaves = _is_between(config.collector.leave_every, timedelta(0), _HOUR)
+    yield "$.collector.leave_every", leaves, "must lie in 0s .. 1h"
     yield "$.clock.max_jump", _is_between(config.clock.max_jump, timedelta(seconds=1), _DAY), "must lie in 1s .. 1d"
     yield "$.clock.settle", _is_between(config.clock.settle, _MINUTE, 30 * _DAY), "must lie in 1m .. 30d"
 

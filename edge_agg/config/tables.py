@@ -26,6 +26,8 @@ class AgentTable(_Strict, frozen=True, kw_only=True):
     """How long windows wait, at most, for a source that is not current."""
     stop_s: float = 10.0
     """How long a stop may take to send what is sealed."""
+    unheard: Literal["wait", "draw"] = "wait"
+    """Windows from before a restart, while the collector cannot be told how far the journal is."""
     policy: str | None = None
     """The device's own policy, which no plan overrides."""
 
@@ -70,6 +72,8 @@ class CollectorTable(_Strict, frozen=True, kw_only=True):
     """Releases in one call."""
     deadline_s: float = 20.0
     """How long one call may take."""
+    leave_every: str = "1s"
+    """Releases leave at whole multiples of this, so that the moment does not tell how long the noise took."""
     retry_first_s: float = 0.5
     """The first back-off."""
     retry_limit_s: float = 60.0

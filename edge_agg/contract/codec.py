@@ -23,7 +23,7 @@ from edge_agg.contract.v1 import release_pb2 as pb
 
 MAX_HEADER_BYTES = 64 * 1024
 """A header larger than this is refused unread."""
-_INCARNATION = re.compile(r"[0-9a-f]{32}")
+INCARNATION = re.compile(r"[0-9a-f]{32}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _STATUS = {
@@ -97,8 +97,8 @@ def _header(release: Release) -> pb.ReleaseHeader:
         window_end_us=to_us(release.window_end),
         status=_STATUS[release.status],
         account=release.account,
-        charge=_charge(release.charge),
-        cumulative=_charge(release.cumulative),
+        charge=write_charge(release.charge),
+        cumulative=write_charge(release.cumulative),
         vectors=[
             pb.VectorSpec(
                 name=spec.name,
@@ -133,7 +133,8 @@ def _selection(spec: KeySpec) -> pb.Selection:
     )
 
 
-def _charge(charge: Charge) -> pb.Charge:
+def write_charge(charge: Charge) -> pb.Charge:
+    """A charge as the wire has it."""
     return pb.Charge(rho=_rational(charge.rho), delta=_rational(charge.delta))
 
 
@@ -153,8 +154,8 @@ def _release(message: pb.ReleaseHeader) -> Release:
         window_end=from_us(message.window_end_us),
         status=_STATUS_BACK[message.status],
         account=message.account,
-        charge=_read_charge(message.charge.rho, message.charge.delta),
-        cumulative=_read_charge(message.cumulative.rho, message.cumulative.delta),
+        charge=read_charge(message.charge.rho, message.charge.delta),
+        cumulative=read_charge(message.cumulative.rho, message.cumulative.delta),
         vectors=tuple(
             [_read_vector(one.name, one.mechanism, one.scale, one.sensitivity, one.loss) for one in message.vectors]
         ),
@@ -188,7 +189,8 @@ def _read_vector(
 
 
 @lru_cache(maxsize=1024)  # most windows are charged the same
-def _read_charge(rho: str, delta: str) -> Charge:
+def read_charge(rho: str, delta: str) -> Charge:
+    """A charge out of what the wire has; raises ValueError or ZeroDivisionError."""
     return Charge(rho=_read_rational(rho), delta=_read_rational(delta))
 
 
@@ -207,7 +209,7 @@ def _check(release: Release, payload: bytes) -> None:
     rules = {
         "a name is missing or too long": all(0 < len(name) <= 128 for name in names),
         "a name is not printable": "".join(names).isprintable(),
-        "the chain link is broken": _INCARNATION.fullmatch(link.incarnation) is not None
+        "the chain link is broken": INCARNATION.fullmatch(link.incarnation) is not None
         and link.seq >= 1
         and len(link.prev_hash) == 32 * (link.seq > 1),
         "the plan hash is not a sha256": len(release.plan_hash) == 32,

@@ -130,6 +130,9 @@ def examine_process(config: Config) -> Finding:
     live = ask(folder)
     if live is None:
         return odd(about, f"runs (pid {pid}) and does not answer", "See its log; a drain does not answer either.")
+    if live.holding == "fenced":
+        remedy = "Ask the people who run the fleet; `cloud-collector fleet list` tells them why. Keep the state folder."
+        return wrong(about, f"runs (pid {pid}) and draws nothing: the collector has fenced it", remedy)
     if live.holding is not None:
         return odd(about, f"runs (pid {pid}) and holds: {live.holding}", f"{HOLDING.get(live.holding, 'See its log')}.")
     return fine(about, f"runs (pid {pid})")

@@ -57,6 +57,8 @@ class Journal:
         """The agent's name."""
         self.created = from_us(created_us)
         """When this file was created: an agent on live data has no windows before it."""
+        self.is_fresh = False
+        """Whether this file was made when it was opened here: no copy of it can be older."""
         self._lock: FolderLock | None = None
         self._ballast = Ballast(file.folder)
         self._books: dict[str, Book] = {}
@@ -84,10 +86,11 @@ class Journal:
             os.close(os.open(folder / NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             file = File.to_write(folder)
             undo.callback(file.db.close)
-            schema.prepare(file, agent, now=now)
+            is_fresh = schema.prepare(file, agent, now=now)
             for place in (folder, folder.parent):
                 sync_folder(place)
             journal = cls(file, agent)
+            journal.is_fresh = is_fresh
             journal.hold(lock)
             journal._ballast.make()
             undo.pop_all()
@@ -237,6 +240,11 @@ class Journal:
         last = self._file.all("SELECT seq, hash FROM release ORDER BY seq DESC LIMIT 1")
         seq, prev_hash = last[0] if last else (0, b"")
         return Link(incarnation=self.incarnation, seq=seq + 1, prev_hash=prev_hash)
+
+    def places(self, also: int = 0) -> tuple[tuple[int, bytes], ...]:
+        """The last place of the chain and the hash that stands there, after another place if one is wanted."""
+        query = "SELECT seq, hash FROM release WHERE seq IN (?, (SELECT max(seq) FROM release)) ORDER BY seq"
+        return tuple((seq, digest) for seq, digest in self._file.all(query, also))
 
     def seal(
         self,

@@ -64,8 +64,8 @@ _UPGRADES = {
 """What brings a journal from a version to the next."""
 
 
-def prepare(file: File, agent: str, *, now: datetime) -> None:
-    """Make the tables of a new file, or bring an older one to this version.
+def prepare(file: File, agent: str, *, now: datetime) -> bool:
+    """Make the tables of a new file, or bring an older one to this version; whether it was new.
 
     Raises:
         JournalFailed: it is another agent's or a newer version's; nothing was changed.
@@ -78,9 +78,10 @@ def prepare(file: File, agent: str, *, now: datetime) -> None:
                 (secrets.token_hex(16), secrets.token_bytes(32), agent, to_us(now)),
             )
             file.db.pragma("user_version", SCHEMA_VERSION)
-        return
+        return True
     check(file, agent)
     upgrade(file)
+    return False
 
 
 def upgrade(file: File) -> None:

@@ -29,6 +29,8 @@ HOLDING = {
     "memory": "memory is at its limit: nothing is taken in until there is room",
     "disk": "the disk, or its limit, is full: nothing is taken in or drawn until there is room",
     "clock": "the clock is not believed: no window closes until it is",
+    "head": "the collector has not heard how far this journal is: windows from before the agent's start wait for that",
+    "fenced": "the collector has fenced this agent: nothing is drawn until the people who run the fleet let it in",
     "source": "a source is behind: windows wait for it, for as long as [agent].hold says",
 }
 """What an agent that holds waits for."""

@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edge_agg.agent import Agent
+    from edge_agg.contract.head import Head
     from edge_agg.contract.plan import ColumnType
     from edge_agg.contract.release import Link, Sealed
     from edge_agg.ingest.source import Inlet
-    from edge_agg.uplink import Waiting
+    from edge_agg.wire import Waiting
 
 PUSHED_ROWS = 5
 """Rows, each of a unit of its own, of a pushed batch."""
@@ -83,6 +84,11 @@ class FileCollector:
 
     async def close(self) -> None:
         """Nothing to hang up."""
+
+    async def say_head(self, head: Head) -> pb.SayHeadResponse:
+        """Know every journal."""
+        await asyncio.sleep(0)
+        return pb.SayHeadResponse(standing=pb.STANDING_KNOWN)
 
     async def push(self, batch: Sequence[Waiting]) -> list[pb.Receipt]:
         """Take a batch."""

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from edge_agg import telemetry
 from edge_agg.__main__ import cli
+from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.journal import Journal
 from tests.fakes import COUNT, MEAN, MONDAY, WEEK, FakeCollector, Row, small_plan_text, write_config, write_events
 
@@ -357,3 +358,13 @@ def test_help_imports_nothing_heavy() -> None:
     """Guarantee: asking for help costs an import of click and no more."""
     done = subprocess.run([sys.executable, "-c", HELP, *HEAVY], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_fenced_agent_exits_6_and_says_why(tmp_path: Path, collector: FakeCollector) -> None:
+    """Guarantee: nothing is drawn, and whoever started it is told whom to ask."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    collector.standings.append(pb.SayHeadResponse(standing=pb.STANDING_FENCED))
+    done = drain(write_config(tmp_path))
+    assert done.exit_code == 6
+    assert "the collector has fenced this agent: nothing was drawn" in done.stderr
+    assert collector.windows == []

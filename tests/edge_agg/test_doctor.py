@@ -33,6 +33,7 @@ from edge_agg.journal import Journal
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.statement import budget_of
 from edge_agg.report import state
+from edge_agg.report.live import Live
 from edge_agg.series import Account, Series
 from edge_agg.window import Span
 from tests.fakes import COUNT, DAY, MEAN, MONDAY, WEEK, Row, batch_of, small_plan_text, write_config, write_events
@@ -450,3 +451,17 @@ def test_the_bundle_is_its_owners_alone(site: Path, capsys: pytest.CaptureFixtur
     assert not list(site.parent.glob(".*part"))
     assert "nothing of the data" in " ".join(capsys.readouterr().out.split())
     assert Console().width == 80
+
+
+def test_a_fence_is_wrong_and_a_head_that_nobody_heard_is_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: what only the people who run the fleet can lift is said to be wrong, and whom to ask."""
+    config, _ = load(write_config(tmp_path))
+    monkeypatch.setattr(around, "holder", lambda folder: 7)
+    for holding, health, words in (
+        ("fenced", Health.FAIL, "the collector has fenced it"),
+        ("head", Health.WARN, "holds: head"),
+    ):
+        monkeypatch.setattr(around, "ask", lambda folder, holding=holding: Live(pid=7, holding=holding))
+        found = around.examine_process(config)
+        assert (found.health, words in found.said) == (health, True)
+        assert found.remedy

@@ -18,7 +18,8 @@ from edge_agg.contract.refusal import RULES, Refusal
 from edge_agg.contract.release import Charge, Mechanism, Release, Status, VectorSpec
 from edge_agg.errors import JournalFailed
 from edge_agg.telemetry import Event
-from edge_agg.uplink import HOLD_S, CallFailed, Uplink
+from edge_agg.uplink import HOLD_S, Uplink
+from edge_agg.wire import CallFailed
 from tests.fakes import (
     DROP_REQUEST,
     DROP_RESPONSE,

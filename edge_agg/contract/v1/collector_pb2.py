@@ -25,21 +25,31 @@ _sym_db = _symbol_database.Default()
 from edge_agg.contract.v1 import release_pb2 as edge__agg_dot_contract_dot_v1_dot_release__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$edge_agg/contract/v1/collector.proto\x12\x14\x65\x64ge_agg.contract.v1\x1a\"edge_agg/contract/v1/release.proto\"L\n\x13PushReleasesRequest\x12\x35\n\x08releases\x18\x01 \x03(\x0b\x32#.edge_agg.contract.v1.SealedRelease\"G\n\x14PushReleasesResponse\x12/\n\x08receipts\x18\x01 \x03(\x0b\x32\x1d.edge_agg.contract.v1.Receipt\"`\n\x07Receipt\x12\x14\n\x0crelease_hash\x18\x01 \x01(\x0c\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.edge_agg.contract.v1.Outcome\x12\x0f\n\x07refusal\x18\x03 \x01(\t*d\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x02\x12\x13\n\x0fOUTCOME_REFUSED\x10\x03\x32y\n\x10\x43ollectorService\x12\x65\n\x0cPushReleases\x12).edge_agg.contract.v1.PushReleasesRequest\x1a*.edge_agg.contract.v1.PushReleasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$edge_agg/contract/v1/collector.proto\x12\x14\x65\x64ge_agg.contract.v1\x1a\"edge_agg/contract/v1/release.proto\"L\n\x13PushReleasesRequest\x12\x35\n\x08releases\x18\x01 \x03(\x0b\x32#.edge_agg.contract.v1.SealedRelease\"G\n\x14PushReleasesResponse\x12/\n\x08receipts\x18\x01 \x03(\x0b\x32\x1d.edge_agg.contract.v1.Receipt\"`\n\x07Receipt\x12\x14\n\x0crelease_hash\x18\x01 \x01(\x0c\x12.\n\x07outcome\x18\x02 \x01(\x0e\x32\x1d.edge_agg.contract.v1.Outcome\x12\x0f\n\x07refusal\x18\x03 \x01(\t\"\"\n\x05Place\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"J\n\x05Spent\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x30\n\ncumulative\x18\x02 \x01(\x0b\x32\x1c.edge_agg.contract.v1.Charge\"\xb0\x01\n\x0eSayHeadRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12+\n\x06places\x18\x04 \x03(\x0b\x32\x1b.edge_agg.contract.v1.Place\x12*\n\x05spent\x18\x05 \x03(\x0b\x32\x1b.edge_agg.contract.v1.Spent\x12\x11\n\tconfirmed\x18\x06 \x01(\x08\"U\n\x0fSayHeadResponse\x12\x30\n\x08standing\x18\x01 \x01(\x0e\x32\x1e.edge_agg.contract.v1.Standing\x12\x10\n\x08last_seq\x18\x02 \x01(\x04*d\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x02\x12\x13\n\x0fOUTCOME_REFUSED\x10\x03*\x8c\x01\n\x08Standing\x12\x18\n\x14STANDING_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTANDING_KNOWN\x10\x01\x12\x14\n\x10STANDING_UNKNOWN\x10\x02\x12\x13\n\x0fSTANDING_BEHIND\x10\x03\x12\x12\n\x0eSTANDING_AHEAD\x10\x04\x12\x13\n\x0fSTANDING_FENCED\x10\x05\x32\xd1\x01\n\x10\x43ollectorService\x12\x65\n\x0cPushReleases\x12).edge_agg.contract.v1.PushReleasesRequest\x1a*.edge_agg.contract.v1.PushReleasesResponse\x12V\n\x07SayHead\x12$.edge_agg.contract.v1.SayHeadRequest\x1a%.edge_agg.contract.v1.SayHeadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edge_agg.contract.v1.collector_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=347
-  _globals['_OUTCOME']._serialized_end=447
+  _globals['_OUTCOME']._serialized_start=725
+  _globals['_OUTCOME']._serialized_end=825
+  _globals['_STANDING']._serialized_start=828
+  _globals['_STANDING']._serialized_end=968
   _globals['_PUSHRELEASESREQUEST']._serialized_start=98
   _globals['_PUSHRELEASESREQUEST']._serialized_end=174
   _globals['_PUSHRELEASESRESPONSE']._serialized_start=176
   _globals['_PUSHRELEASESRESPONSE']._serialized_end=247
   _globals['_RECEIPT']._serialized_start=249
   _globals['_RECEIPT']._serialized_end=345
-  _globals['_COLLECTORSERVICE']._serialized_start=449
-  _globals['_COLLECTORSERVICE']._serialized_end=570
+  _globals['_PLACE']._serialized_start=347
+  _globals['_PLACE']._serialized_end=381
+  _globals['_SPENT']._serialized_start=383
+  _globals['_SPENT']._serialized_end=457
+  _globals['_SAYHEADREQUEST']._serialized_start=460
+  _globals['_SAYHEADREQUEST']._serialized_end=636
+  _globals['_SAYHEADRESPONSE']._serialized_start=638
+  _globals['_SAYHEADRESPONSE']._serialized_end=723
+  _globals['_COLLECTORSERVICE']._serialized_start=971
+  _globals['_COLLECTORSERVICE']._serialized_end=1180
 # @@protoc_insertion_point(module_scope)

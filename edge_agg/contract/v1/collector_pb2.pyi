@@ -48,6 +48,42 @@ OUTCOME_REFUSED: Outcome.ValueType  # 3
 """It is not stored; `refusal` says why."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
+class _Standing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StandingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Standing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STANDING_UNSPECIFIED: _Standing.ValueType  # 0
+    """Never sent."""
+    STANDING_KNOWN: _Standing.ValueType  # 1
+    """As much as the agent does."""
+    STANDING_UNKNOWN: _Standing.ValueType  # 2
+    """Nothing: the journal is new here."""
+    STANDING_BEHIND: _Standing.ValueType  # 3
+    """Less than the agent: what is missing waits to be sent."""
+    STANDING_AHEAD: _Standing.ValueType  # 4
+    """More than the agent. Nothing was decided: the agent looks again, for a call may arrive late."""
+    STANDING_FENCED: _Standing.ValueType  # 5
+    """The agent is shut out, now or since earlier: it must not draw."""
+
+class Standing(_Standing, metaclass=_StandingEnumTypeWrapper):
+    """What the collector knows of a journal."""
+
+STANDING_UNSPECIFIED: Standing.ValueType  # 0
+"""Never sent."""
+STANDING_KNOWN: Standing.ValueType  # 1
+"""As much as the agent does."""
+STANDING_UNKNOWN: Standing.ValueType  # 2
+"""Nothing: the journal is new here."""
+STANDING_BEHIND: Standing.ValueType  # 3
+"""Less than the agent: what is missing waits to be sent."""
+STANDING_AHEAD: Standing.ValueType  # 4
+"""More than the agent. Nothing was decided: the agent looks again, for a call may arrive late."""
+STANDING_FENCED: Standing.ValueType  # 5
+"""The agent is shut out, now or since earlier: it must not draw."""
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
+
 @_typing.final
 class PushReleasesRequest(_message.Message):
     """A batch of releases, oldest first."""
@@ -125,3 +161,129 @@ class Receipt(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
+
+@_typing.final
+class Place(_message.Message):
+    """A place in a chain of releases, and what stands there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    """From 1."""
+    hash: _builtins.bytes
+    """sha256 of the release's header."""
+    def __init__(
+        self,
+        *,
+        seq: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
+@_typing.final
+class Spent(_message.Message):
+    """What an account was charged since its journal was created."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    CUMULATIVE_FIELD_NUMBER: _builtins.int
+    account: _builtins.str
+    """The account."""
+    @_builtins.property
+    def cumulative(self) -> _release_pb2.Charge:
+        """All of its charges, with those of windows that are not sealed yet."""
+
+    def __init__(
+        self,
+        *,
+        account: _builtins.str = ...,
+        cumulative: _release_pb2.Charge | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cumulative", b"cumulative"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "cumulative", b"cumulative"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Spent: _TypeAlias = Spent  # noqa: Y015
+
+@_typing.final
+class SayHeadRequest(_message.Message):
+    """How far an agent's journal is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant whose agent this is."""
+    agent: _builtins.str
+    """The agent."""
+    incarnation: _builtins.str
+    """The journal's random name."""
+    confirmed: _builtins.bool
+    """The agent was told STANDING_AHEAD, and its journal does not go as far as the collector said."""
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Place]:
+        """Places of its chain, the last one last: the head. Empty if nothing was sealed yet. At most 2."""
+
+    @_builtins.property
+    def spent(self) -> _containers.RepeatedCompositeFieldContainer[Global___Spent]:
+        """At most 64."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        agent: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        places: _abc.Iterable[Global___Place] | None = ...,
+        spent: _abc.Iterable[Global___Spent] | None = ...,
+        confirmed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "confirmed", b"confirmed", "incarnation", b"incarnation", "places", b"places", "spent", b"spent", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SayHeadRequest: _TypeAlias = SayHeadRequest  # noqa: Y015
+
+@_typing.final
+class SayHeadResponse(_message.Message):
+    """The collector's word on a journal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STANDING_FIELD_NUMBER: _builtins.int
+    LAST_SEQ_FIELD_NUMBER: _builtins.int
+    standing: Global___Standing.ValueType
+    """What it knows."""
+    last_seq: _builtins.int
+    """The last place that it has; 0 if it has none."""
+    def __init__(
+        self,
+        *,
+        standing: Global___Standing.ValueType = ...,
+        last_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_seq", b"last_seq", "standing", b"standing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SayHeadResponse: _TypeAlias = SayHeadResponse  # noqa: Y015

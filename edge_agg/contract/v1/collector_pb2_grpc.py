@@ -40,6 +40,11 @@ class CollectorServiceStub:
                 request_serializer=edge__agg_dot_contract_dot_v1_dot_collector__pb2.PushReleasesRequest.SerializeToString,
                 response_deserializer=edge__agg_dot_contract_dot_v1_dot_collector__pb2.PushReleasesResponse.FromString,
                 _registered_method=True)
+        self.SayHead = channel.unary_unary(
+                '/edge_agg.contract.v1.CollectorService/SayHead',
+                request_serializer=edge__agg_dot_contract_dot_v1_dot_collector__pb2.SayHeadRequest.SerializeToString,
+                response_deserializer=edge__agg_dot_contract_dot_v1_dot_collector__pb2.SayHeadResponse.FromString,
+                _registered_method=True)
 
 
 class CollectorServiceServicer:
@@ -53,6 +58,13 @@ class CollectorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SayHead(self, request, context):
+        """Hears how far an agent's journal is, before the agent draws for windows that may have been drawn already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CollectorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_CollectorServiceServicer_to_server(servicer, server):
                     servicer.PushReleases,
                     request_deserializer=edge__agg_dot_contract_dot_v1_dot_collector__pb2.PushReleasesRequest.FromString,
                     response_serializer=edge__agg_dot_contract_dot_v1_dot_collector__pb2.PushReleasesResponse.SerializeToString,
+            ),
+            'SayHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.SayHead,
+                    request_deserializer=edge__agg_dot_contract_dot_v1_dot_collector__pb2.SayHeadRequest.FromString,
+                    response_serializer=edge__agg_dot_contract_dot_v1_dot_collector__pb2.SayHeadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class CollectorService:
             '/edge_agg.contract.v1.CollectorService/PushReleases',
             edge__agg_dot_contract_dot_v1_dot_collector__pb2.PushReleasesRequest.SerializeToString,
             edge__agg_dot_contract_dot_v1_dot_collector__pb2.PushReleasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SayHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edge_agg.contract.v1.CollectorService/SayHead',
+            edge__agg_dot_contract_dot_v1_dot_collector__pb2.SayHeadRequest.SerializeToString,
+            edge__agg_dot_contract_dot_v1_dot_collector__pb2.SayHeadResponse.FromString,
             options,
             channel_credentials,
             insecure,

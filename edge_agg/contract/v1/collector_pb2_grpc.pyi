@@ -35,6 +35,8 @@ class CollectorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> CollectorServiceAsyncStub: ...
     PushReleases: _grpc.UnaryUnaryMultiCallable[_collector_pb2.PushReleasesRequest, _collector_pb2.PushReleasesResponse]
     """Stores each release exactly once. A receipt means committed and synced to disk, or refused with a reason."""
+    SayHead: _grpc.UnaryUnaryMultiCallable[_collector_pb2.SayHeadRequest, _collector_pb2.SayHeadResponse]
+    """Hears how far an agent's journal is, before the agent draws for windows that may have been drawn already."""
 
 @_typing.type_check_only
 class CollectorServiceAsyncStub(CollectorServiceStub):
@@ -43,6 +45,8 @@ class CollectorServiceAsyncStub(CollectorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PushReleases: _aio.UnaryUnaryMultiCallable[_collector_pb2.PushReleasesRequest, _collector_pb2.PushReleasesResponse]  # type: ignore[assignment]
     """Stores each release exactly once. A receipt means committed and synced to disk, or refused with a reason."""
+    SayHead: _aio.UnaryUnaryMultiCallable[_collector_pb2.SayHeadRequest, _collector_pb2.SayHeadResponse]  # type: ignore[assignment]
+    """Hears how far an agent's journal is, before the agent draws for windows that may have been drawn already."""
 
 class CollectorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes releases in."""
@@ -54,5 +58,13 @@ class CollectorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collector_pb2.PushReleasesResponse, _abc.Awaitable[_collector_pb2.PushReleasesResponse]]:
         """Stores each release exactly once. A receipt means committed and synced to disk, or refused with a reason."""
+
+    @_abc_1.abstractmethod
+    def SayHead(
+        self,
+        request: _collector_pb2.SayHeadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_pb2.SayHeadResponse, _abc.Awaitable[_collector_pb2.SayHeadResponse]]:
+        """Hears how far an agent's journal is, before the agent draws for windows that may have been drawn already."""
 
 def add_CollectorServiceServicer_to_server(servicer: CollectorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

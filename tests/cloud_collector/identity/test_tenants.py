@@ -25,6 +25,7 @@ from cloud_collector.query import Query
 from cloud_collector.question import Question
 from cloud_collector.totals import Rows
 from edge_agg.contract import v1
+from edge_agg.contract.head import Head
 from edge_agg.contract.v1 import enrollment_pb2, query_pb2
 from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceStub
 from edge_agg.contract.v1.enrollment_pb2_grpc import EnrollmentServiceStub
@@ -89,6 +90,16 @@ def push_as_them(channel: grpc.Channel) -> Iterator[Any]:
     sent = request(release("jfk", 5, tenant=THEIRS), release(f"{SECRET}-node", 5, tenant=THEIRS))
     answer = stub.PushReleases(sent, timeout=10)
     assert {one.refusal for one in answer.receipts} == {"identity_mismatch"}
+    yield answer
+
+
+def say_head_as_them(channel: grpc.Channel) -> Iterator[Any]:
+    """How far our journal is, which is ours to ask; and how far theirs."""
+    stub = CollectorServiceStub(channel)
+    yield stub.SayHead(Head(tenant=OURS, agent="jfk", incarnation="a" * 32, spent={}).message(), timeout=10)
+    theirs = Head(tenant=THEIRS, agent="jfk", incarnation="a" * 32, spent={}).message()
+    answer = told(lambda: stub.SayHead(theirs, timeout=10))
+    assert "identity_mismatch" in answer
     yield answer
 
 
@@ -185,6 +196,7 @@ def reflect(channel: grpc.Channel) -> Iterator[Any]:
 
 CASES: dict[str, Callable[[grpc.Channel], Iterator[Any]]] = {
     "/edge_agg.contract.v1.CollectorService/PushReleases": push_as_them,
+    "/edge_agg.contract.v1.CollectorService/SayHead": say_head_as_them,
     "/edge_agg.contract.v1.QueryService/ListPlans": list_plans,
     "/edge_agg.contract.v1.QueryService/Estimate": estimate,
     "/edge_agg.contract.v1.QueryService/Coverage": coverage,

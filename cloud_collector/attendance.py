@@ -95,9 +95,8 @@ class Roster:
     def coverage(self) -> Coverage:
         """What is on record of them, and what is not."""
         records = self.rows.records(self.nodes, self.grid)
-        return Coverage(
-            self.grid, self.expected, records, self.absences, lambda nodes: self.rows.present(nodes, self.grid)
-        )
+        expected = {node: self.expected[node] for node in self.nodes if node in self.expected}
+        return Coverage(self.grid, expected, records, self.absences, lambda nodes: self.rows.present(nodes, self.grid))
 
 
 def attended(asked: Asked, roster: Roster, absences: Absences) -> pa.Table:
@@ -135,7 +134,7 @@ def _expected(
 ) -> dict[Node, tuple[int, int]]:
     """From when until when each node is expected."""
     by_name: dict[str, list[Node]] = {}
-    for node, _, _ in seen:
+    for node, _, _ in seen if registered.nodes else ():
         by_name.setdefault(shown(node, registered.tenant), []).append(node)
     named = {
         node: (BEGINNING, END) for name in registered.nodes for node in by_name.get(name, [(registered.tenant, name)])

@@ -89,16 +89,16 @@ def _put(
     if not names:
         raise click.UsageError("name an agent, or give --file")
     with coded(), landing_of(config) as (landing, told):
+        from cloud_collector import shared_plans
         from cloud_collector.absence import END
         from cloud_collector.errors import ConfigInvalid
-        from cloud_collector.plans import PlanRegistry
         from cloud_collector.register import Expectation
         from edge_agg.contract.codec import to_us
         from edge_agg.contract.grid import window_of
 
         if not all(0 < len(name) <= 128 for name in names):
             raise ConfigInvalid("an agent's name has 1 .. 128 characters")
-        every = PlanRegistry(told.plans_path).find(plan, None, tenant).plan.every
+        every = shared_plans.registry(told).find(plan, None, tenant).plan.every
 
         def cut(moment: datetime) -> int:
             return to_us(window_of(moment.replace(tzinfo=UTC), every))

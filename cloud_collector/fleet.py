@@ -70,10 +70,9 @@ def fleet(
         raise click.MissingParameter(param_hint="'--config'", param_type="option")
     well = True
     with coded(), landing_of(config) as (landing, told):
-        from cloud_collector import overview
-        from cloud_collector.plans import PlanRegistry
+        from cloud_collector import overview, shared_plans
 
-        registry = PlanRegistry(told.plans_path)
+        registry = shared_plans.registry(told)
         wanted = overview.Wanted(until=None if until is None else until.replace(tzinfo=UTC), **about)
 
         def look() -> overview.Overview:

@@ -40,9 +40,12 @@ _LIMITS = {
 _SETTINGS = """
 SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = 30000; SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = '15s';
-SET client_min_messages = error;
+SET client_min_messages = error; SET jit = off;
 """
-"""The server's half: a machine that fell silent loses its locks, and a lock that does not come is an error."""
+"""The server's half: a machine that fell silent loses its locks, and a lock that does not come is an error.
+
+Statements are many short index ranges: compiling the roll call of 20,000 agents took 3 s, running it takes 1 s.
+"""
 
 
 def connected(database: Database) -> Connection:

@@ -135,6 +135,8 @@ class Asked:
     def select_nodes(self, known: Iterable[Node]) -> list[Node]:
         """The known nodes that the question keeps, by name."""
         known = sorted(known, key=lambda node: (shown(node, self.home), node))
+        if not self.node_names:
+            return known
         names_known = {shown(node, self.home) for node in known}
         require(
             all(names <= names_known for names in self.node_names),

@@ -7,7 +7,9 @@ from the days, what is left of a range from its windows; every number is the one
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -65,6 +67,10 @@ class Rolled:
 
     def seen(self) -> list[tuple[Node, int, int]]:
         """Each node that ever reported, with its first window's start and its last window's end."""
+        return self._seen
+
+    @cached_property
+    def _seen(self) -> list[tuple[Node, int, int]]:
         query = (
             "SELECT tenant, nodes.node, first_us, last_us FROM seen JOIN nodes ON nodes.no = seen.node "
             "WHERE plan = ?1 AND (?2 IS NULL OR tenant = ?2)"
@@ -90,14 +96,16 @@ class Rolled:
 
     def present(self, nodes: list[Node], grid: Grid) -> dict[Node, list[int]]:
         """By node, the starts of its windows that are on record, ascending."""
-        names = {no: (tenant, node) for no, tenant, node in self._run("SELECT no, tenant, node FROM nodes", ())}
         asked = set(nodes)
-        wanted = {no for no, name in names.items() if name in asked}
-        query = "SELECT start_us, node FROM records WHERE plan = ? AND start_us >= ? AND start_us < ? ORDER BY start_us"
+        rows = self._run("SELECT no, tenant, node FROM nodes", ())
+        names = {no: (tenant, node) for no, tenant, node in rows if (tenant, node) in asked}
+        query = (
+            "SELECT start_us, node FROM records WHERE plan = ? AND start_us >= ? AND start_us < ? "
+            "AND node IN (SELECT value FROM json_each(?)) ORDER BY start_us"
+        )
         found: dict[Node, list[int]] = defaultdict(list)
-        for start, no in self._run(query, (self._number, grid.start, grid.end)):
-            if no in wanted:
-                found[names[no]].append(start)
+        for start, no in self._run(query, (self._number, grid.start, grid.end, json.dumps(list(names)))):
+            found[names[no]].append(start)
         return found
 
     def keys(self, asked: Asked, nodes: list[Node], grid: Grid) -> list[str]:

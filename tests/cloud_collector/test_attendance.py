@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -17,7 +17,7 @@ from edge_agg.contract.codec import to_us
 from tests.cloud_collector.front import FakeLake, FakeRegistry, registered, week
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 WEEK_US = to_us(week(1)) - to_us(week(0))
@@ -33,7 +33,7 @@ def ask(
     lake: FakeLake, known: Mapping[tuple[str, str], Known], *, nodes: Sequence[str] = ("a", "b"), **more: Any
 ) -> list[dict[str, Any]]:
     """About the first five weeks, seen from week 5 and two hours."""
-    asked: dict[str, Any] = {"version": None, "nodes": (), "every_us": None, "total": False}
+    asked: dict[str, Any] = {"version": None, "nodes": more.pop("where", ()), "every_us": None, "total": False}
     asked |= {"start_us": to_us(week(0)), "end_us": to_us(week(5)), **more}
     query = Query(
         FakeRegistry(registered(*nodes)),  # type: ignore[arg-type]  # a fake
@@ -76,3 +76,27 @@ def test_who_is_named_is_expected_for_that_time(lake: FakeLake) -> None:
     }
     found = {row["node"]: row["windows_expected"] for row in ask(lake, known)}
     assert found == {"a": 5, "b": 5, "c": 2}
+
+
+class Watched(Told):
+    """Facts that remember whom they were asked about."""
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def of(self, nodes: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], Known]:
+        """As told."""
+        self.asked.extend(nodes)
+        return self.known
+
+
+def test_who_lacks_nothing_is_not_looked_up(lake: FakeLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer reads chains of those alone that lack a window of its range, and are in it at all."""
+    for n in range(5):
+        lake.write("a", n)
+    lake.write("b", 1)
+    monkeypatch.setattr("tests.cloud_collector.test_attendance.Told", Watched)
+    known = {("default", "b"): Known(passed_us=to_us(week(1)))}
+    for where, looked_up in (((), ["b"]), (("a",), [])):
+        Watched.asked.clear()
+        ask(lake, known, total=True, where=where)
+        assert [node for _, node in Watched.asked] == looked_up

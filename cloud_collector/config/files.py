@@ -1,21 +1,22 @@
-"""The collector's settings: where it listens, where it keeps things, how much it takes, which plans it starts with.
+"""Reading the config file, and what must hold beyond types.
 
-Place: read once, before anything is opened; the server builds its parts from it.
-Invariants: strict (an unknown field is refused, by its path), every path is absolute once loaded, and without `[tls]`
-only loopback is listened on.
+Place: the one way from a file to a :class:`Config`.
+Invariants: the first thing that is wrong is named by its path; every path is absolute once loaded; without `[tls]` only
+loopback is listened on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from cloud_collector.bucket import Bucket, LakeTable, bucket_of
-from cloud_collector.caller import EVERYTHING, Scopes
+from cloud_collector.bucket import bucket_of
+from cloud_collector.caller import Scopes
+from cloud_collector.config.tables import File, LandingTable, LimitsTable, PlanEntryTable, TlsTable
+from cloud_collector.config.values import MAX_WORKERS, Config, Database, PlanEntry, Tls
 from cloud_collector.errors import ConfigInvalid
 from edge_agg.contract.address import is_loopback
 from edge_agg.contract.plan import parse_duration
@@ -25,216 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MAX_WORKERS = 64
-"""More processes than this only wait for each other's commits."""
-
-CONNECTIONS = 4096
-"""So many at one address, idle, cost a process 330 MB."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanEntry:
-    """A plan to register at start."""
-
-    path: Path
-    """The plan's file, absolute."""
-    nodes: tuple[str, ...]
-    """The agents that are expected to report."""
-    tenant: str = "default"
-    """Whose plan it is."""
-    retention: timedelta | None = None
-    """How long what was released under a plan of this name is kept; for ever if None."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """`[tls]`: how callers prove who they are."""
-
-    cert_file: Path
-    """The collector's certificate and its issuers', in PEM."""
-    key_file: Path
-    ca_file: Path
-    """Who may vouch for callers, in PEM."""
-    denied_file: Path
-    """Certificates that are taken no more."""
-    trust_domain: str
-    """Ids of other domains are nobody's."""
-    listen_open: str | None
-    """`host:port` for those who have no certificate: bearer tokens and enrollment; nowhere if None."""
-    authority: Path | None
-    """The folder of the authority that enrolls devices; without one, none are."""
-    authority_passphrase_file: Path | None
-    """Holds what opens the authority's `issuer.key`; None: it is not encrypted."""
-    max_connection_age_s: float
-    """A connection is told to end after this time, seconds."""
-    max_connection_grace_s: float
-    """And is cut off after this time more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Database:
-    """`[landing]`: a database on a server, which several collectors share."""
-
-    url: str
-    """Of PostgreSQL, without a password."""
-    password_file: Path | None = None
-    """Read at every connection, so a password may change meanwhile; None where the server asks for none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """Everything the collector is told; build it with :func:`load`."""
-
-    listen: str
-    """`host:port`; port 0 lets the system choose."""
-    data: Path
-    """The folder of all that is kept, absolute."""
-    seal_every_s: float
-    """Seconds between two moves from the landing to the lake."""
-    max_message_bytes: int
-    """The largest request that is read."""
-    max_queued_releases: int
-    """Releases that may wait for a commit; more are refused as overload."""
-    max_batch: int
-    """Releases in one request."""
-    max_connections: int = CONNECTIONS
-    """Of one process, at each of its addresses; one more is closed before its handshake."""
-    plans: tuple[PlanEntry, ...]
-    """Registered at start."""
-    workers: int = 1
-    """Processes that take calls on the one address; with more than one, another seals and one looks after them."""
-    monitor: str | None = None
-    """`host:port` of the page for Prometheus and of liveness and readiness; nowhere if None."""
-    traces: str | None = None
-    """`http://host:port` of an OTLP collector that spans are sent to; nowhere if None."""
-    upkeep_every_s: float = 60.0
-    """Seconds between two rounds of retention and compaction."""
-    new_incarnation: Literal["accept", "fence"] = "accept"
-    """What is done with an agent that comes with a new journal: taken with an alarm, or shut out."""
-    grace: timedelta = timedelta(hours=1)
-    """How long after a window's end and the plan's lateness its release may take before it is overdue."""
-    scopes: Scopes = EVERYTHING
-    """Which plans analysts with certificates may ask about."""
-    bucket: Bucket | None = None
-    """Where the sealed tables are kept; in the data folder if None."""
-    tls: Tls | None = None
-    """None: loopback only, and whoever calls may do everything."""
-    database: Database | None = None
-    """Where the landing is, if it is on a server; None: a file in the data folder."""
-
-    @property
-    def landing(self) -> Path | Database:
-        """Where the landing is."""
-        return self.landing_path if self.database is None else self.database
-
-    @property
-    def landing_path(self) -> Path:
-        """The landing's file."""
-        return self.data / "landing.sqlite"
-
-    @property
-    def turns_path(self) -> Path:
-        """The file that whoever seals holds a lock on."""
-        return self.data / "sealer.lock"
-
-    @property
-    def figures_path(self) -> Path:
-        """The folder where several processes keep their figures."""
-        return self.data / "figures"
-
-    @property
-    def rollups_path(self) -> Path:
-        """The file of the roll-ups."""
-        return self.data / "rollups.sqlite"
-
-    @property
-    def plans_path(self) -> Path:
-        """The folder of registered plans."""
-        return self.data / "plans"
-
-    @property
-    def tokens_path(self) -> Path:
-        """The file of the analysts' tokens."""
-        return self.data / "tokens.sqlite"
-
-    @property
-    def lake_path(self) -> Path:
-        """The folder of the sealed tables, where no bucket keeps them."""
-        return self.data / "lake"
-
-
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the file, closed to fields it does not name."""
-
-
-class _Collector(_Strict, frozen=True, kw_only=True):
-    listen: str = "127.0.0.1:8815"
-    data: str = "data"
-    seal_every: str = "2s"
-    workers: int = 1
-    upkeep_every: str = "1m"
-
-
-class _Monitor(_Strict, frozen=True, kw_only=True):
-    listen: str | None = None
-    traces: str | None = None
-
-
-class _Limits(_Strict, frozen=True, kw_only=True):
-    max_message_bytes: int = 16 * 2**20
-    max_queued_releases: int = 4096
-    max_batch: int = 64
-    max_connections: int = CONNECTIONS
-
-
-class _Analyst(_Strict, frozen=True, kw_only=True):
-    name: str
-    tenant: str = "default"
-    plans: list[str] | None = None
-
-
-class _Fleet(_Strict, frozen=True, kw_only=True):
-    grace: str = "1h"
-    new_incarnation: Literal["accept", "fence"] = "accept"
-
-
-class _Landing(_Strict, frozen=True, kw_only=True):
-    url: str
-    password_file: str | None = None
-
-
-class _Tls(_Strict, frozen=True, kw_only=True):
-    cert_file: str
-    key_file: str
-    ca_file: str
-    denied_file: str
-    trust_domain: str
-    listen_open: str | None = None
-    authority: str | None = None
-    authority_passphrase_file: str | None = None
-    max_connection_age: str = "15m"
-    max_connection_grace: str = "1m"
-    unlisted_analysts: Literal["all", "none"] = "all"
-
-
-class _PlanEntry(_Strict, frozen=True, kw_only=True):
-    path: str
-    nodes: list[str]
-    tenant: str = "default"
-    retention: str | None = None
-
-
-class _File(_Strict, frozen=True, kw_only=True):
-    collector: _Collector = _Collector()
-    limits: _Limits = _Limits()
-    monitor: _Monitor = _Monitor()
-    fleet: _Fleet = _Fleet()
-    landing: _Landing | None = None
-    lake: LakeTable | None = None
-    tls: _Tls | None = None
-    plan: list[_PlanEntry] = []
-    analyst: list[_Analyst] = []
-
 
 def load(path: Path) -> Config:
     """Read the config file.
@@ -243,7 +34,7 @@ def load(path: Path) -> Config:
         ConfigInvalid: naming the path of the first field that is wrong; fix it there.
     """
     try:
-        file = msgspec.toml.decode(path.read_bytes(), type=_File)
+        file = msgspec.toml.decode(path.read_bytes(), type=File)
     except OSError:
         raise ConfigInvalid("$: the config file cannot be read") from None
     except msgspec.ValidationError as error:
@@ -294,7 +85,7 @@ def _grace(text: str) -> timedelta:
     return grace
 
 
-def _scopes(file: _File) -> Scopes:
+def _scopes(file: File) -> Scopes:
     listed: dict[tuple[str, str], frozenset[str] | None] = {}
     for i, one in enumerate(file.analyst):
         where, who = f"$.analyst[{i}]", (one.tenant, one.name)
@@ -319,7 +110,7 @@ def _check_listen(path: str, listen: str, *, tls: bool) -> None:
     _require(path, tls or is_loopback(listen), "without [tls], only a loopback address is listened on")
 
 
-def _tls(table: _Tls, folder: Path) -> Tls:
+def _tls(table: TlsTable, folder: Path) -> Tls:
     for name in ("cert_file", "key_file", "ca_file", "denied_file"):
         _require(f"$.tls.{name}", (folder / getattr(table, name)).is_file(), "no such file")
     _require("$.tls.trust_domain", is_domain(table.trust_domain), "lower case letters, digits and ._- only")
@@ -345,7 +136,7 @@ def _tls(table: _Tls, folder: Path) -> Tls:
     )
 
 
-def _database(table: _Landing, folder: Path) -> Database:
+def _database(table: LandingTable, folder: Path) -> Database:
     scheme, _, rest = table.url.partition("://")
     _require("$.landing.url", scheme in {"postgresql", "postgres"} and bool(rest), "must be postgresql://...")
     user = rest.partition("/")[0].rpartition("@")[0]
@@ -371,7 +162,7 @@ def _hosts(url: str) -> Iterator[str]:
             yield from (f"[{one}]" if ":" in one else one for one in value.split(","))
 
 
-def _check_limits(limits: _Limits) -> None:
+def _check_limits(limits: LimitsTable) -> None:
     for name in ("max_message_bytes", "max_queued_releases", "max_batch", "max_connections"):
         _require(f"$.limits.{name}", 1 <= getattr(limits, name) < 2**31, "must lie in 1 .. 2**31 - 1")
     _require("$.limits.max_batch", limits.max_batch <= limits.max_queued_releases, "exceeds max_queued_releases")
@@ -386,7 +177,7 @@ def _seconds(path: str, text: str) -> float:
     return seconds
 
 
-def _plan_entry(i: int, entry: _PlanEntry, folder: Path) -> PlanEntry:
+def _plan_entry(i: int, entry: PlanEntryTable, folder: Path) -> PlanEntry:
     path, where = folder / entry.path, f"$.plan[{i}]"
     _require(f"{where}.path", path.is_file(), "no such file")
     _require(f"{where}.nodes", len(entry.nodes) > 0, "names at least one agent")

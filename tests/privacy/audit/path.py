@@ -41,6 +41,7 @@ state = "state"
 [collector]
 url = "127.0.0.1:1"
 batch = 64
+leave_every = "0s"
 [[account]]
 name = "people"
 privacy_unit = "{unit}"

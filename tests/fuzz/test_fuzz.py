@@ -6,6 +6,7 @@ tries more (`slow`); `python -m tests.fuzz.harness` goes on for as long as it is
 
 from __future__ import annotations
 
+import resource
 import struct
 import subprocess
 import sys
@@ -162,8 +163,19 @@ def test_mutant_a_null_view_that_is_looked_at_is_caught() -> None:
 
 
 def search(name: str, folder: Path, *options: str, runs: int) -> int:
-    """Let atheris search in a process of its own; how that ended."""
-    limits = [f"-runs={runs}", "-seed=1", "-max_len=256", "-max_total_time=120", "-timeout=30"]
+    """Let atheris search in a process of its own; how that ended.
+
+    Its limit of memory is held against the process's peak, which on Linux begins with that of whoever started it: ours.
+    """
+    ours_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    limits = [
+        f"-rss_limit_mb={ours_mb + 2048}",
+        f"-runs={runs}",
+        "-seed=1",
+        "-max_len=256",
+        "-max_total_time=120",
+        "-timeout=30",
+    ]
     command = [sys.executable, "-m", "tests.fuzz.harness", name, *options, *limits, f"-artifact_prefix={folder}/"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=False).returncode
 

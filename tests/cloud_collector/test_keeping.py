@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloud_collector import backup as room
-from cloud_collector import compaction, rollup, upkeep
+from cloud_collector import compaction, deltalog, rollup, upkeep
 from cloud_collector.caller import LOCAL
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.lake import OWNER, Lake
@@ -306,6 +308,21 @@ def test_a_backup_made_while_releases_come_in_holds_all_that_was_acked_before(tm
         assert len(list(two.lake.stored(*two.plans[0]))) == len(made)
         assert two.differences() == []
         assert two.landing.audit()[0].action is Action.RESTORED
+
+
+def test_a_backup_and_a_restore_may_take_longer_than_a_file_may_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tidies what they write to. Mutant: `DeltaLog.keep` notes since when a file waits."""
+    with collecting(tmp_path / "data") as one:
+        for n in range(3):
+            one.seal(one.make(n, seed=n))
+        held = [stored.digest for stored in one.lake.stored(*one.plans[0])]
+        monkeypatch.setattr(deltalog, "_awake_s", partial(next, itertools.count(0.0, deltalog.MAX_WAIT_S + 1)))
+        room.backup(tmp_path / "data", tmp_path / "copy")
+    elsewhere = Lake(tmp_path / "elsewhere")
+    room.restore(tmp_path / "copy", tmp_path / "again", who="ada", lake=elsewhere)
+    assert [stored.digest for stored in elsewhere.stored(*one.plans[0])] == held
 
 
 def chained(one: Collector, windows: Sequence[int]) -> list[Made]:

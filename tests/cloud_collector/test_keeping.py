@@ -24,10 +24,12 @@ import pytest
 from cloud_collector import backup as room
 from cloud_collector import compaction, deltalog, rollup, upkeep
 from cloud_collector.caller import LOCAL
+from cloud_collector.deltalog import DeltaLog
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landed import Action, Verdict
 from cloud_collector.landing import Landing, store_of
+from cloud_collector.objectstore import SyncFailed
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.query import Query
 from cloud_collector.question import Question
@@ -323,6 +325,33 @@ def test_a_backup_and_a_restore_may_take_longer_than_a_file_may_wait(
     elsewhere = Lake(tmp_path / "elsewhere")
     room.restore(tmp_path / "copy", tmp_path / "again", who="ada", lake=elsewhere)
     assert [stored.digest for stored in elsewhere.stored(*one.plans[0])] == held
+
+
+class OutOfReach(Exception):
+    """As the bucket's client would say it, of nobody's family."""
+
+
+@pytest.mark.parametrize("error", [OutOfReach, SyncFailed, OSError, KeyboardInterrupt])
+def test_a_copy_that_fails_leaves_nothing_and_says_no_more_than_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Whatever fails, also by the operator's hand. Mutant: only the errors of disk and database are looked for."""
+    with collecting(tmp_path / "data") as one:
+        one.seal(one.make(0))
+        room.backup(tmp_path / "data", tmp_path / "copy")
+
+        def fails(self: DeltaLog, name: str, data: Any) -> None:
+            raise error("canary/key")
+
+        monkeypatch.setattr(DeltaLog, "keep", fails)
+        for copy in (
+            lambda: room.backup(tmp_path / "data", tmp_path / "another"),
+            lambda: room.restore(tmp_path / "copy", tmp_path / "again", who="ada", lake=Lake(tmp_path / "elsewhere")),
+        ):
+            with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else StoreFailed) as caught:
+                copy()
+            assert error is KeyboardInterrupt or "canary" not in str(caught.value)
+        assert {each.name for each in tmp_path.iterdir()} == {"data", "copy", "elsewhere"}
 
 
 def chained(one: Collector, windows: Sequence[int]) -> list[Made]:

@@ -123,6 +123,11 @@ class Landing:
         return self._id
 
     @property
+    def restored(self) -> bool:
+        """Whether it came out of a backup, and may have forgotten releases that the lake holds."""
+        return self._restored
+
+    @property
     def failed(self) -> bool:
         """Whether an I/O error has ended this landing; only a new process may open it again."""
         return self._failed

@@ -46,6 +46,10 @@ class Landed(Protocol):
     def id(self) -> str:
         """The landing's own name."""
 
+    @property
+    def restored(self) -> bool:
+        """Whether it came out of a backup, so that the lake may hold releases that it has forgotten."""
+
     def newest(self) -> int:
         """The highest id of what is not sealed; 0 if all is."""
 
@@ -138,7 +142,8 @@ class Sealer:
             rows = [(landing_id, release, _values(plan, release, payload)) for landing_id, release, payload in part]
             if self._rollups is not None and not self._rollups.covers(plan_hash):
                 self._rollups.begin(plan, plan_hash, self._lake.stored(plan, plan_hash))
-            self._lake.append(plan, plan_hash, rows, app_id=self._landing.id)
+            landing = self._landing
+            self._lake.append(plan, plan_hash, rows, app_id=landing.id, restored=landing.restored)
             if self._rollups is not None:
                 self._rollups.add(plan, plan_hash, rows)
             self._landing.mark_sealed({row[0]: digest(plan, row) for row in rows})

@@ -17,7 +17,7 @@ import duckdb
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
-from cloud_collector import deltalog, failpoint, folderstore
+from cloud_collector import backup, deltalog, failpoint, folderstore
 from cloud_collector import lake as room
 from cloud_collector import sealer as sealing
 from cloud_collector.deltalog import DeltaLog, Snapshot
@@ -26,9 +26,11 @@ from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_of, table_schema
 from cloud_collector.landing import Landing, Verdict
+from cloud_collector.landing_file import LandingFile
 from cloud_collector.sealer import Sealer
 from edge_agg.contract.cells import keys
 from edge_agg.contract.release import Status
+from tests.cloud_collector.conftest import MONDAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -268,24 +270,40 @@ def test_a_crash_after_half_of_a_batch_doubles_nothing(
     assert read(lake, maker) == expected(maker, made)
 
 
-def test_a_restored_landing_loses_nothing_and_doubles_nothing_up_to_the_mark(
-    tmp_path: Path, lake: Lake, maker: Maker
-) -> None:
-    """Its ids start again where the copy was made and mean other releases; the mark alone would skip them."""
-    made = [maker.make(seed=i, window=i) for i in range(5)]
+def seal_after_a_restore(tmp_path: Path, lake: Lake, maker: Maker) -> list[tuple[int, Any]]:
+    """Ids start again where the copy was made and mean other releases; what is in the lake in the end: id, window.
+
+    Of five releases that were sealed two are sent again: below the mark that the lake kept, and above it.
+    """
+    made = [maker.make(seed=i, window=i) for i in range(9)]
     path = tmp_path / "landing.sqlite"
     Landing(path).close()
     copy = path.read_bytes()
     with contextlib.closing(Landing(path)) as landing:
-        land(landing, made[:3])
+        land(landing, made[:5])
         Sealer(landing, lake, maker.plan_of).seal()
     path.write_bytes(copy)
+    with contextlib.closing(LandingFile(path)) as store:
+        backup.mark_restored(store, [], who="ada")
     with contextlib.closing(Landing(path)) as landing:
-        for one in (made[3], made[1], made[4]):
-            land(landing, [one])
+        for n in (5, 1, 6, 7, 8, 2):
+            land(landing, [made[n]])
             Sealer(landing, lake, maker.plan_of).seal()
-    starts = [row["window_start"] for row in read(lake, maker)]
-    assert sorted(starts) == sorted(one.release.window_start for one in made for _ in range(10))
+    return sorted({(row["window_start"], row["landing_id"]) for row in read(lake, maker)})
+
+
+def test_a_restored_landing_loses_nothing_and_doubles_nothing(tmp_path: Path, lake: Lake, maker: Maker) -> None:
+    """The mark would skip what is new below it, and let in twice what was forgotten above it."""
+    found = seal_after_a_restore(tmp_path, lake, maker)
+    assert [start for start, _ in found] == [MONDAY + n * maker.plan.every for n in range(9)]
+
+
+def test_mutant_only_ids_up_to_the_mark_are_doubtful(
+    tmp_path: Path, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Landing, "restored", False)
+    starts = [start for start, _ in seal_after_a_restore(tmp_path, lake, maker)]
+    assert sorted({start for start in starts if starts.count(start) > 1}) == [MONDAY + 2 * maker.plan.every]
 
 
 def test_two_sealers_at_once_double_nothing(landing: Landing, lake: Lake, maker: Maker) -> None:

@@ -5,7 +5,8 @@ On disk: the data folder as a collector would find it, each table's log summed u
 the sha256 of every file.
 Invariants:
 - The landing is copied first: whatever is sealed meanwhile still waits in the copy, and is known again by its key when
-  it is sealed from there. So the copy loses nothing that was acked before it began, and doubles nothing.
+  it is sealed from there. So the copy loses nothing that was acked before it began, and doubles nothing. What was acked
+  meanwhile may be in the copy's lake alone, and counts. Roll-ups are not copied: they are made again from that lake.
 - A backup appears whole or not at all, and on the disk; a restore checks every file, and writes into no folder that
   holds anything.
 - A restored landing knows that it is one. Its keys and heads refuse every conflict that the backup knew; what was acked
@@ -47,8 +48,10 @@ if TYPE_CHECKING:
     from edge_agg.contract.plan import Plan, PlanHash
 
 MANIFEST = "backup.json"
-_SQLITE = ("landing.sqlite", "rollups.sqlite", "tokens.sqlite")
+_SQLITE = ("landing.sqlite", "tokens.sqlite")
 """In the order in which they are copied."""
+_LEFT = frozenset({MANIFEST, "rollups.sqlite"})
+"""Stays in the backup: the manifest, and roll-ups where an earlier version copied them, perhaps older than the lake."""
 _TRIES = 3
 
 
@@ -102,7 +105,7 @@ def restore(source: Path, data: Path, *, who: str, lake: Lake | None = None) -> 
         raise ConfigInvalid("$.collector.data: the folder is not empty; move it away first")
     with _drafted(data, "the backup was not restored") as draft:
         made = _check_manifest(source)
-        shutil.copytree(source, draft, ignore=lambda _, names: [MANIFEST] if MANIFEST in names else [])
+        shutil.copytree(source, draft, ignore=lambda _, names: _LEFT.intersection(names))
         draft.chmod(0o700)
         if lake is not None:
             _claim(draft, lake)

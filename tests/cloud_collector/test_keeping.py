@@ -327,6 +327,39 @@ def test_a_backup_and_a_restore_may_take_longer_than_a_file_may_wait(
     assert [stored.digest for stored in elsewhere.stored(*one.plans[0])] == held
 
 
+@pytest.mark.parametrize("copied_by", ["this version", "an earlier one"])
+def test_what_came_while_a_backup_was_made_counts_alike_in_every_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied_by: str
+) -> None:
+    """Landed after the landing was copied, sealed before the lake is: nobody sends it again. Mutant: roll-ups are kept.
+
+    An earlier version copied them before the lake; they are not brought back.
+    """
+    with collecting(tmp_path / "data") as one:
+        one.seal(*(one.make(n, agent, seed=n) for n in range(3) for agent in ("jfk", "lga")))
+        copy_table = room._copy_table
+
+        def meanwhile(*given: Any) -> None:
+            one.seal(one.make(3), one.make(3, "ord"))
+            copy_table(*given)
+
+        monkeypatch.setattr(room, "_copy_table", meanwhile)
+        if copied_by == "an earlier one":
+            monkeypatch.setattr(room, "_SQLITE", ("landing.sqlite", "rollups.sqlite"))
+        room.backup(tmp_path / "data", tmp_path / "copy")
+    monkeypatch.undo()
+    room.restore(tmp_path / "copy", tmp_path / "again", who="ada")
+    with collecting(tmp_path / "again") as two:
+        for _ in range(2):
+            (row,) = two.answer(start_us=at_window(0), end_us=at_window(4))
+            assert row["windows_reporting"] == 8
+            rows = two.answer(start_us=at_window(3), end_us=at_window(4), by=("node",))
+            assert {each["node"]: each["windows_reporting"] for each in rows} == {"jfk": 1, "lga": 0, "ord": 1}
+            assert two.differences() == []
+            two.seal(two.make(4, "lga"))
+            assert two.rollups.covers(two.maker.hash)
+
+
 class OutOfReach(Exception):
     """As the bucket's client would say it, of nobody's family."""
 

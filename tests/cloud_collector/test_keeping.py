@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloud_collector import backup as room
-from cloud_collector import compaction, deltalog, rollup, upkeep
+from cloud_collector import compaction, deltalog, rollup, upkeep, verify
 from cloud_collector.caller import LOCAL
 from cloud_collector.deltalog import DeltaLog
 from cloud_collector.errors import ConfigInvalid, StoreFailed
@@ -35,6 +36,7 @@ from cloud_collector.query import Query
 from cloud_collector.question import Question
 from cloud_collector.rollup import Rollups
 from cloud_collector.sealer import Sealer
+from cloud_collector.sealing import Turns
 from cloud_collector.upkeep import Upkeep
 from cloud_collector.verify import Stores, differences
 from edge_agg.contract.codec import to_us
@@ -100,8 +102,9 @@ class Collector:
     def differences(self) -> list[str]:
         """What does not fit."""
         landing, lake = store_of(self.data / "landing.sqlite", make=False), Lake(self.place)
-        rollups = self.data / "rollups.sqlite"
-        return list(differences(Stores(landing=landing, lake=lake, rollups=rollups, plans=self.plans)))
+        rollups, turns = self.data / "rollups.sqlite", self.data / "sealer.lock"
+        stores = Stores(landing=landing, lake=lake, rollups=rollups, turns=turns, plans=self.plans)
+        return list(differences(stores))
 
     def close(self) -> None:
         """Close all files."""
@@ -283,6 +286,77 @@ def test_a_chain_that_does_not_link_is_named(tmp_path: Path) -> None:
         with contextlib.closing(apsw.Connection(str(tmp_path / "data" / "landing.sqlite"))) as db:
             db.execute("UPDATE releases SET prev = zeroblob(32) WHERE seq = 2")
         assert any("does not continue" in text for text in one.differences())
+
+
+def fits_beside_a_sealer(one: Collector, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Verify looks while the sealer is between lake and roll-ups; while it reads what it found, others seal."""
+    one.seal(*(one.make(n) for n in range(3)))
+    turns = Turns(one.sealer, one.data / "sealer.lock")
+    between, asked, opened = threading.Event(), threading.Event(), threading.Event()
+    add, turn, one_state, rows = one.rollups.add, vars(verify)["turn"], verify._one_state, verify._rows
+    passes: list[bool] = []
+
+    def late(*given: Any) -> None:
+        between.set()
+        assert asked.wait(10)
+        opened.wait(0.2)  # unless it waits for its turn
+        add(*given)
+
+    def asking(path: Path) -> Any:
+        asked.set()
+        return turn(path)
+
+    @contextlib.contextmanager
+    def opening(path: Path) -> Iterator[apsw.Connection]:
+        with one_state(path) as db:
+            opened.set()
+            yield db
+
+    def sealed_meanwhile(*given: Any) -> Any:
+        asyncio.run(one.landing.land([one.make(20 + len(passes)).pair]))
+        with ThreadPoolExecutor(1) as pool:
+            passes.append(bool(wait([pool.submit(one.sealer.seal)], 3.0).done))
+        return rows(*given)
+
+    monkeypatch.setattr(one.rollups, "add", late)
+    monkeypatch.setattr(verify, "turn", asking)
+    monkeypatch.setattr(verify, "_one_state", opening)
+    monkeypatch.setattr(verify, "_rows", sealed_meanwhile)
+    asyncio.run(one.landing.land([one.make(5).pair]))
+    sealing = threading.Thread(target=turns.seal)
+    sealing.start()
+    assert between.wait(10)
+    found = one.differences()
+    sealing.join()
+    return found == [] and all(passes)
+
+
+@pytest.mark.slow
+def test_verify_beside_a_sealer_finds_nothing_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lake and roll-ups are looked at between two turns."""
+    with collecting(tmp_path / "data") as one:
+        assert fits_beside_a_sealer(one, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", ["takes no turn", "writes"])
+def test_mutant_a_verify_that_disturbs_or_is_disturbed_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str
+) -> None:
+    @contextlib.contextmanager
+    def writing(rollups: Path) -> Iterator[apsw.Connection]:
+        with contextlib.closing(apsw.Connection(str(rollups))) as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+
+    with collecting(tmp_path / "data") as one:
+        if mutant == "takes no turn":
+            monkeypatch.setattr(verify, "turn", contextlib.nullcontext)
+        else:
+            monkeypatch.setattr(verify, "_one_state", writing)
+        assert not fits_beside_a_sealer(one, monkeypatch)
 
 
 # Backup and restore

@@ -7,7 +7,8 @@ Invariants:
 - A data file is durable before the log names it, and an entry of the log appears whole, under a name that one writer
   gets: by a link on a disk, by a conditional put in a bucket (`objectstore.py`). So it is there and whole, or not.
 - No entry names a file that was made here and has waited so long that somebody may have taken it for a leftover.
-- A checkpoint is made in a scratch folder, and named once it is durable; entries are removed only behind one.
+- A checkpoint is made in a scratch folder, and named once it is durable, unless another was meanwhile; entries are
+  removed only behind one.
 - What was read is kept in memory; reading again looks at new entries only.
 """
 
@@ -239,6 +240,10 @@ class DeltaLog:
             failpoint("checkpoint_made")
             self._store.put(self._logged(name), (scratch / name).read_bytes())
             failpoint("checkpoint_linked")
+            if (
+                self._newest_checkpoint() != newest
+            ):  # another writer was here, and may have cleared what is behind its own
+                return False
             self._store.put(self._logged(last), (scratch / last).read_bytes())
         failpoint("checkpoint_named")
         if newest is not None:

@@ -578,3 +578,38 @@ def test_mutant_reads_that_a_writer_may_overtake_are_caught(
 
     monkeypatch.setattr(DeltaLog, "_summed_up", once)
     assert not reads_what_was_there(tmp_path, maker, monkeypatch)
+
+
+def turns_back(folder: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A writer falls silent before it names its checkpoint, while another names two; whether readers are led back."""
+    monkeypatch.setattr(deltalog, "CHECKPOINT_EVERY", 2)
+    one, other = Lake(folder), Lake(folder)
+    rows = iter(rows_of([maker.make(seed=i, window=i) for i in range(20)]))
+
+    def commit(lake: Lake, times: int) -> None:
+        for _ in range(times):
+            lake.append(maker.plan, maker.hash, [next(rows)], app_id="a")
+            lake.write(maker.plan, maker.hash, lambda log, _: log.checkpoint())
+
+    def silent(name: str) -> None:
+        if name == "checkpoint_linked":
+            monkeypatch.setattr(failpoint, "armed", None)
+            commit(other, 4)
+
+    commit(one, 3)
+    before = other.log(maker.plan, maker.hash)._newest_checkpoint()
+    monkeypatch.setattr(failpoint, "armed", silent)
+    commit(one, 2)
+    monkeypatch.setattr(failpoint, "armed", None)
+    assert (other.log(maker.plan, maker.hash)._newest_checkpoint() or 0) > (before or 0)
+    try:
+        return len(Lake(folder).snapshot(maker.plan, maker.hash).files) != 9
+    except StoreFailed:
+        return True
+
+
+def test_a_checkpoint_of_one_that_was_silent_is_not_named(
+    tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was made behind is gone by then. Mutant: it is named whatever happened meanwhile."""
+    assert not turns_back(tmp_path, maker, monkeypatch)

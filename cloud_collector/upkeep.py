@@ -164,17 +164,28 @@ def cutoff_us(plan: Plan, *, keep: timedelta, now: datetime) -> int:
     return to_us(now - keep - (now - keep - ORIGIN) % step)
 
 
-def tidy(lake: Lake, plan: Plan, plan_hash: PlanHash, *, grace_s: float = GRACE_S) -> int:
-    """Remove the files that no version of the last while names, and sum the log up; how many were removed."""
-    return lake.write(plan, plan_hash, lambda log, now: _tidy(log, now, grace_s))
+def tidy(lake: Lake, plan: Plan, plan_hash: PlanHash, *, grace_s: float | None = None) -> int:
+    """Remove the files that no version of the last while names, and sum the log up; how many were removed.
+
+    Args:
+        lake: where the table is.
+        plan: whose table it is.
+        plan_hash: its hash.
+        grace_s: how long they stay, in seconds; :data:`GRACE_S` if None.
+
+    Raises:
+        StoreFailed: the disk refused; what is named is as it was.
+    """
+    # Taken before the log is read: what is committed later, however long this machine sleeps, is younger.
+    until_ms = (time.time() - (GRACE_S if grace_s is None else grace_s)) * 1000
+    return lake.write(plan, plan_hash, lambda log, now: _tidy(log, now, until_ms))
 
 
-def _tidy(log: DeltaLog, now: Snapshot, grace_s: float) -> int:
+def _tidy(log: DeltaLog, now: Snapshot, until_ms: float) -> int:
     if now.version < 0:
         return 0
     log.checkpoint()
     removed = 0
-    until_ms = (time.time() - grace_s) * 1000
     for found in log.present():
         if found.name not in now.files and now.dropped.get(found.name, found.modified_ms) < until_ms:
             log.discard(found.name)

@@ -198,6 +198,52 @@ def test_compaction_changes_no_row_and_no_reader_notices(tmp_path: Path, monkeyp
         assert one.differences() == []
 
 
+def test_upkeep_removes_what_was_dropped_once_the_grace_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: the grace time is that of the import, whatever is set later."""
+    monkeypatch.setattr(compaction, "MANY_FILES", 2)
+    with collecting(tmp_path / "data") as one:
+        one.seal(one.make(0))
+        one.seal(one.make(1))
+        folder = Path(one.lake.location(*one.plans[0]))
+        one.upkeep.run(MONDAY)
+        assert len(list(folder.glob("*.parquet"))) == 3
+        monkeypatch.setattr(upkeep, "GRACE_S", -1.0)
+        one.upkeep.run(MONDAY)
+        assert [str(file) for file in folder.glob("*.parquet")] == one.lake.files(*one.plans[0])
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_what_was_sealed_while_upkeep_slept_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, mutant: bool
+) -> None:
+    """The machine sleeps between its look at the log and the listing of files, for longer than a leftover stays.
+
+    Mutant: the time is looked at after the log.
+    """
+    with collecting(tmp_path / "data") as one:
+        one.seal(one.make(0))
+        checkpoint, now_s, slept = DeltaLog.checkpoint, upkeep.time.time, [0.0]  # type: ignore[attr-defined]  # a clock
+
+        def asleep(self: DeltaLog) -> bool:
+            slept[0] = upkeep.GRACE_S + 60
+            other = Lake(tmp_path / "data" / "lake")
+            made = one.make(1)
+            other.append(*one.plans[0], [(2, made.release, made.values)], app_id="another")
+            return checkpoint(self)
+
+        monkeypatch.setattr(DeltaLog, "checkpoint", asleep)
+        monkeypatch.setattr(upkeep.time, "time", lambda: now_s() + slept[0])  # type: ignore[attr-defined]  # as above
+        if mutant:
+            tidied = upkeep._tidy
+            monkeypatch.setattr(upkeep, "_tidy", lambda log, now, _: tidied(log, now, now_s() * 1000 + 60_000))
+        with contextlib.suppress(StoreFailed):
+            one.upkeep.run(MONDAY)
+        present = {Path(file).exists() for file in Lake(tmp_path / "data" / "lake").files(*one.plans[0])}
+        assert present == ({True, False} if mutant else {True})
+
+
 @pytest.mark.slow
 def test_readers_beside_compaction_see_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "MANY_FILES", 2)

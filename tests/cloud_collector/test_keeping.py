@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -164,6 +165,33 @@ def test_mutant_a_key_that_goes_with_its_data_is_caught(tmp_path: Path, monkeypa
     monkeypatch.setattr(upkeep, "retire", keys_too)
     with collecting(tmp_path / "data", retention={"flight_delays": timedelta(days=400)}) as one:
         assert not data_goes_and_keys_stay(one)
+
+
+def agree_after_a_longer_retention(one: Collector) -> bool:
+    """Two days are retired; then one more is to be kept, and releases come late for all of them."""
+    one.seal(*(one.make(n, seed=n) for n in range(12)))
+    one.upkeep.run(MONDAY + 2 * DAY + timedelta(days=400, hours=7))
+    longer = replace(one.upkeep, retention={"flight_delays": timedelta(days=401)})
+    one.seal(*(one.make(n, "lga", seed=n) for n in range(0, 12, 2)))
+    longer.run(MONDAY + 2 * DAY + timedelta(days=400, hours=7))
+    left = {held.window_start_us for held in one.lake.stored(*one.plans[0])}
+    return (
+        one.differences() == []
+        and one.lake.retired_us(*one.plans[0]) == at_window(8)
+        and left == {at_window(n) for n in range(8, 12)}
+    )
+
+
+def test_a_longer_retention_brings_nothing_back(tmp_path: Path) -> None:
+    """What is gone is gone from lake and roll-ups alike, and what comes late for it goes too."""
+    with collecting(tmp_path / "data", retention={"flight_delays": timedelta(days=400)}) as one:
+        assert agree_after_a_longer_retention(one)
+
+
+def test_mutant_a_moment_that_goes_back_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_from", lambda _, cutoff: cutoff)
+    with collecting(tmp_path / "data", retention={"flight_delays": timedelta(days=400)}) as one:
+        assert not agree_after_a_longer_retention(one)
 
 
 def test_a_plan_without_retention_is_kept(tmp_path: Path) -> None:

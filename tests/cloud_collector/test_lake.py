@@ -17,7 +17,7 @@ import duckdb
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
-from cloud_collector import backup, deltalog, failpoint, folderstore
+from cloud_collector import backup, deltalog, failpoint, folderstore, telemetry
 from cloud_collector import lake as room
 from cloud_collector import sealer as sealing
 from cloud_collector.deltalog import DeltaLog, Snapshot
@@ -27,8 +27,10 @@ from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_of, table_schema
 from cloud_collector.landing import Landing, Verdict
 from cloud_collector.landing_file import LandingFile
+from cloud_collector.payload import open_payload
 from cloud_collector.sealer import Sealer
 from edge_agg.contract.cells import keys
+from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.release import Status
 from tests.cloud_collector.conftest import MONDAY
 
@@ -374,6 +376,53 @@ def test_a_table_that_fails_keeps_its_releases_waiting_and_no_others(
     assert len(read(lake, other_maker)) == 3
     assert sealer.seal() == 3
     assert len(read(lake, maker)) == 30
+
+
+DAMAGES = {
+    "header": "UPDATE waiting SET header = substr(header, 2) WHERE id = 3",
+    "payload": "UPDATE waiting SET payload = zeroblob(9) WHERE id = 3",
+    "values": "",
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGES)
+def test_a_release_that_is_damaged_stays_and_holds_nobody_up(  # noqa: PLR0917  # pytest's fixtures
+    landing: Landing, lake: Lake, maker: Maker, other_maker: Maker, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    """The others of its plan and of other plans are sealed, each pass says so, one line names it; mended, it follows.
+
+    Mutant: the first damaged release ends the pass.
+    """
+    monkeypatch.setattr(sealing, "_CHUNK", 2)
+    events: list[tuple[telemetry.Event, Any]] = []
+    monkeypatch.setattr(sealing, "emit", lambda event, **fields: events.append((event, fields)))
+    makers = [maker, other_maker]
+    made = [makers[i % 2].make(seed=i, window=i) for i in range(8)]
+    land(landing, made)
+    good = landing.unsealed(8)[2]
+    opened = open_payload
+
+    def opened_but_one(release: Any, payload: bytes, plan: Plan) -> Any:
+        if release == made[2].release:
+            raise MalformedRelease
+        return opened(release, payload, plan)
+
+    with monkeypatch.context() as patch:
+        landing._db.execute(DAMAGES[damaged])
+        if damaged == "values":
+            patch.setattr(sealing, "open_payload", opened_but_one)
+        sealer = Sealer(landing, lake, {one.hash: one.plan for one in makers}.get)
+        for _ in range(2):
+            with pytest.raises(StoreFailed, match="no longer what it was"):
+                sealer.seal()
+            assert [one.id for one in landing.unsealed(10)] == [3]
+    assert [fields for event, fields in events if event is telemetry.Event.SEAL_FAILED] == [
+        {"cause": "ReleaseDamaged", "release": 3}
+    ]
+    assert (len(read(lake, maker)), len(read(lake, other_maker))) == (30, 4)
+    landing._db.execute("UPDATE waiting SET header = ?, payload = ? WHERE id = 3", (good.header, good.payload))
+    assert sealer.seal() == 1
+    assert len(read(lake, maker)) == 40
 
 
 # Durability

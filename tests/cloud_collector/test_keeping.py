@@ -26,7 +26,7 @@ import pytest
 from cloud_collector import backup as room
 from cloud_collector import compaction, deltalog, rollup, upkeep, verify
 from cloud_collector.caller import LOCAL
-from cloud_collector.deltalog import DeltaLog
+from cloud_collector.deltalog import DeltaLog, Snapshot
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landed import Action, Verdict
@@ -270,6 +270,24 @@ def test_what_was_sealed_while_upkeep_slept_stays(
             one.upkeep.run(MONDAY)
         present = {Path(file).exists() for file in Lake(tmp_path / "data" / "lake").files(*one.plans[0])}
         assert present == ({True, False} if mutant else {True})
+
+
+@pytest.mark.parametrize(
+    ("rows", "files", "joined"), [(1_000, 15, 0), (1_000, 16, 16), (62_000, 16, 16), (63_000, 16, 15), (249_999, 5, 4)]
+)
+def test_small_files_are_joined_whatever_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, files: int, joined: int
+) -> None:
+    """With the numbers of the module: many files, or the rows of one compaction. Mutant: many files alone."""
+    with collecting(tmp_path / "data") as one:
+        one.seal(one.make(0))
+        plan, hashed = one.plans[0]
+        log, (real,) = one.lake.log(plan, hashed), one.lake.snapshot(plan, hashed).files.values()
+        content = log.rows(real.name)
+        monkeypatch.setattr(log, "rows", lambda name: content)
+        made = [replace(real, name=f"{n}.parquet", rows=rows) for n in range(files)]
+        found = compaction._joined(plan, log, Snapshot(version=0, files={each.name: each for each in made}))
+        assert (0 if found is None else len(found.remove)) == joined
 
 
 @pytest.mark.slow

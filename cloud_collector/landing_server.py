@@ -108,12 +108,15 @@ class LandingServer:
 
     @contextmanager
     def reading(self) -> Iterator[Statements]:
-        """One snapshot, over a connection of its own, row by row."""
+        """One snapshot, over a connection of its own, row by row, for as long as the body takes.
+
+        Nobody waits for one who reads; the keepalives end the session of a machine that fell silent.
+        """
         try:
             session = Session(rowwise=True)
             session.use(connected(self._database))
             with session.closing():
-                session.native("SET idle_in_transaction_session_timeout = '10min'")  # nobody waits for one who reads
+                session.native("SET idle_in_transaction_session_timeout = 0")  # `verify` reads a lake meanwhile
                 session.native("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 yield session
         except psycopg.Error as error:

@@ -371,6 +371,14 @@ def test_a_session_that_the_server_ended_is_made_anew(database: Database, postgr
         assert land(landing, maker.make(), maker.make(window=1)) == [D, A]
 
 
+def test_who_reads_may_be_silent_for_as_long_as_the_lake_takes(database: Database) -> None:
+    """And who writes may not. Mutant: a limit of ten minutes, at which the server ends `verify`."""
+    store = LandingServer(database)
+    with contextlib.closing(store), store.reading() as db:
+        limit = "SHOW idle_in_transaction_session_timeout"
+        assert (db.execute("SELECT current_setting(?)", (limit[5:],)).get, store.db.execute(limit).get) == ("0", "1min")
+
+
 def test_a_server_without_fsync_is_refused(postgres: Postgres) -> None:
     """An ack from it would promise nothing."""
     database = postgres.database()

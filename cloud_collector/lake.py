@@ -228,6 +228,8 @@ def _append(log: DeltaLog, now: Snapshot, *, plan: Plan, releases: Sequence[Row]
         added = log.write(table_of(plan, fresh))
         marks = {app_id: max(mark, fresh[-1][0])}
         log.commit(now, schema=table_schema(plan), operation="WRITE", add=[added], transactions=marks)
+    else:  # another process may have committed them, and died before it synced the name of the log's entry
+        log.settle()
 
 
 def _key(release: Release) -> _Key:

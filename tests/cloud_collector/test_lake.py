@@ -510,6 +510,34 @@ def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(
     assert len(read(fresh, maker)) == 10
 
 
+@pytest.mark.parametrize("mutant", [False, True])
+def test_what_another_process_left_unsynced_is_synced_by_one_that_runs(
+    landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, mutant: bool
+) -> None:
+    """It had settled the table before; it finds the releases there and lets go of them. Mutant: it settles once."""
+    land(landing, [maker.make()])
+    sealer = Sealer(landing, lake, maker.plan_of)
+    assert sealer.seal() == 1
+    land(landing, [maker.make(window=1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(failpoint, "armed", lambda name: _crash() if name == "log_linked" else None)
+        with pytest.raises(Crash):
+            Sealer(landing, Lake(tmp_path / "a lake é" / "tables"), maker.plan_of).seal()
+    synced: set[str] = set()
+    sync = folderstore.sync
+
+    def noted(path: Path) -> None:
+        sync(path)
+        synced.add(path.name)
+
+    monkeypatch.setattr(folderstore, "sync", noted)
+    if mutant:
+        monkeypatch.setattr(DeltaLog, "settle", lambda _: None)
+    assert sealer.seal() == 1
+    assert len(read(lake, maker)) == 20
+    assert ("_delta_log" in synced) is not mutant
+
+
 # The log
 
 

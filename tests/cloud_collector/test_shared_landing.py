@@ -23,14 +23,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloud_collector import failpoint, landing_session, landing_tables
+from cloud_collector import landing as landed_in
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.folderstore import FolderStore
+from cloud_collector.heads import Standing
 from cloud_collector.lake import Lake
 from cloud_collector.landed import Reason, Verdict
 from cloud_collector.landing import Landing, store_of
 from cloud_collector.landing_server import LandingServer
+from cloud_collector.telemetry import Event
 from edge_agg.contract.codec import to_us
 from tests.cloud_collector.test_chain import MAKER, Journal
+from tests.cloud_collector.test_heads import head_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -369,6 +373,48 @@ def test_a_session_that_the_server_ended_is_made_anew(database: Database, postgr
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cloud-collector'"
         )
         assert land(landing, maker.make(), maker.make(window=1)) == [D, A]
+
+
+def alarms_though_answers_are_lost(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each commit of two journals' faults holds, and its answer is lost; what is said of them."""
+    said: list[Any] = []
+    monkeypatch.setattr(landed_in, "emit", lambda event, **fields: said.append((event, fields.get("reason"))))
+    transact = LandingServer.transact
+
+    def unheard(self: LandingServer, work: Any, agents: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(LandingServer, "transact", transact)
+            transact(self, work, agents)
+        self.db.drop()
+        monkeypatch.setattr(LandingServer, "transact", transact)
+        raise landing_session.psycopg.OperationalError
+
+    with contextlib.closing(Landing(database)) as landing:
+        first, second = Journal(MAKER), Journal(MAKER, "b" * 32)
+        land(landing, first.release(0), first.release(1))
+        for _ in range(2):
+            monkeypatch.setattr(LandingServer, "transact", unheard)
+            land(landing, second.release(2 + second.seq))
+        monkeypatch.setattr(LandingServer, "transact", unheard)
+        assert land(landing, MAKER.make(seed=9)) == [C]
+        landing.unfence("acme", "jfk", who="ada", note="a test")
+        monkeypatch.setattr(LandingServer, "transact", unheard)
+        heard = landing.hear(head_of(first, places=((1, b"x" * 32),)))
+        assert (heard.standing, heard.alarm) == (Standing.FENCED, None)
+    monkeypatch.undo()
+    alarms = {Event.AGENT_FENCED, Event.AGENT_REINSTALLED, Event.AGENT_BEHIND}
+    return [one for one in said if one[0] in alarms]
+
+
+def test_an_alarm_is_given_though_the_answer_of_its_commit_was_lost(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each. Mutant: what the last try says is all that is said."""
+    assert alarms_though_answers_are_lost(database, monkeypatch) == [
+        (Event.AGENT_REINSTALLED, None),
+        (Event.AGENT_FENCED, Reason.CONFLICT),
+        (Event.AGENT_FENCED, Reason.ROLLBACK),
+    ]
 
 
 def test_who_reads_may_be_silent_for_as_long_as_the_lake_takes(database: Database) -> None:

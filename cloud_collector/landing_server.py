@@ -39,6 +39,8 @@ _BEFORE = 2
 _MAKE, _GATE, _SEAL = "make", "gate", "seal"
 _KEY = "hashtextextended(current_schema() || '/edge-aggregator/' || %s, 0)"
 """Locks are a server's numbers; ours stand apart by the schema and by what they are for."""
+_CLOSING = "5s"
+"""How long the gate may take to close, while every writer waits behind it: far less than they wait at most."""
 _OTHER_LAKE = "$.lake.url: this landing is sealed into another lake: name that bucket, or share that data folder"
 
 
@@ -101,8 +103,12 @@ class LandingServer:
             return work()
 
     def settled(self) -> int:
-        """The highest id that was given out, once its writer and all before it are done."""
+        """The highest id that was given out, once its writer and all before it are done.
+
+        Raises Broken, within :meth:`run`, if one of them takes too long: what it may still commit cannot be passed.
+        """
         with self.db.transaction():
+            self.db.native(f"SET LOCAL lock_timeout = '{_CLOSING}'")
             self.db.native(f"SELECT pg_advisory_xact_lock({_KEY})", (_GATE,))
             return int(self.db.execute("SELECT coalesce(max(id), 0) FROM releases").get)
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloud_collector import failpoint, landing_session, landing_tables
+from cloud_collector import failpoint, landing_server, landing_session, landing_tables
 from cloud_collector import landing as landed_in
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.folderstore import FolderStore
@@ -205,6 +205,32 @@ def test_mutant_a_sealer_that_does_not_wait_for_writers_is_caught(
 ) -> None:
     monkeypatch.setattr(LandingServer, "settled", lambda _: 2**62)
     assert not the_sealer_reads_in_the_order_of_ids(two, held, maker)
+
+
+def pushes_go_on_beside_a_lost_writer(two: tuple[Landing, Landing], database: Database, maker: Maker) -> bool:
+    """A machine fell silent in its commit, and the sealer waits for it: whether others commit meanwhile."""
+    gone = LandingServer(database)
+    with contextlib.closing(gone), ThreadPoolExecutor(2) as pool:
+        with gone.db.transaction():
+            gone.db.native(f"SELECT pg_advisory_xact_lock_shared({landing_server._KEY})", (landing_server._GATE,))
+            reading: Future[Any] = pool.submit(two[0].unsealed, 10)
+            wait([reading], 0.1)
+            pushed = pool.submit(land, two[1], maker.make())
+            done = bool(wait([pushed], 4).done)
+            assert not done or isinstance(reading.exception(4), StoreFailed)
+        assert pushed.result(20) == [A]
+        assert len(two[0].unsealed(10)) == 1
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closing", ["300ms", "15s"])
+def test_pushes_go_on_though_a_machine_is_lost_in_its_commit(
+    two: tuple[Landing, Landing], database: Database, maker: Maker, monkeypatch: pytest.MonkeyPatch, closing: str
+) -> None:
+    """Mutant: the sealer waits at the gate for as long as for any other lock, and everybody behind it."""
+    monkeypatch.setattr(landing_server, "_CLOSING", closing)
+    assert pushes_go_on_beside_a_lost_writer(two, database, maker) is (closing == "300ms")
 
 
 def most_in_turn(turns: list[Callable[[], contextlib.AbstractContextManager[None]]]) -> int:

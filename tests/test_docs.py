@@ -154,6 +154,21 @@ def test_a_page_names_only_targets_that_make_has(page: Path) -> None:
     }
 
 
+def unlisted(index: str) -> set[str]:
+    """The pages of docs/ that an index does not link to."""
+    return {page.name for page in (ROOT / "docs").glob("*.md") if f"]({page.name}" not in index} - {"README.md"}
+
+
+def test_every_page_has_its_reader() -> None:
+    """docs/README.md says of every page who reads it.
+
+    Mutant: an index without a page that is there.
+    """
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert unlisted(index) == set()
+    assert unlisted(index.replace("](audit.md", "](")) == {"audit.md"}
+
+
 def test_the_map_names_only_what_is_there() -> None:
     """Every path that ARCHITECTURE.md names in code quotes exists."""
     text = (ROOT / "ARCHITECTURE.md").read_text()

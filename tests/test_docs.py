@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,27 @@ def test_every_page_has_its_reader() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     assert unlisted(index) == set()
     assert unlisted(index.replace("](audit.md", "](")) == {"audit.md"}
+
+
+def glossary_faults(page: str) -> list[str]:
+    """Words of a glossary that stand after one that follows them in the alphabet, or that stand there twice."""
+    entries = re.findall(r"^\| ([^|]+) \| ", page, re.MULTILINE)[1:]
+    firsts = [entry.lower() for entry in entries]
+    words = [word for entry in entries for word in entry.split(", ")]
+    misplaced = [entry for before, entry in pairwise(firsts) if before > entry]
+    return misplaced + [word for word in words if words.count(word) > 1]
+
+
+def test_the_glossary_can_be_looked_up() -> None:
+    """Its lines are in the order of the alphabet, and no word has two.
+
+    Mutants: two lines that changed places, a word that is explained twice.
+    """
+    page = (ROOT / "docs" / "glossary.md").read_text()
+    assert page.count("\n| ") > 60
+    assert glossary_faults(page) == []
+    assert glossary_faults(page.replace("| ack |", "| zack |")) != []
+    assert glossary_faults(page.replace("| alarm |", "| alarm, cell |")) == ["cell", "cell"]
 
 
 def test_the_map_names_only_what_is_there() -> None:

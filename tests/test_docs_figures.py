@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from click.testing import CliRunner
+
+from edge_agg.__main__ import cli
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).parents[1]
 SCALE = (ROOT / "docs" / "scale.md").read_text()
@@ -66,3 +75,42 @@ def test_the_arithmetic_uses_what_was_measured() -> None:
     assert strays(SCALE) == []
     assert strays(SCALE.replace("243 B an agent", "256 B an agent")) == ["243 B"]
     assert strays(SCALE.replace("x 243 B", "x 256 B")) == ["243 B"]
+
+
+def printed_by_check(readme: str) -> tuple[str, list[str]]:
+    """The `edge-agg check` command that the readme shows, and the lines below it."""
+    command, _, rest = readme.partition("$ edge-agg check ")[2].partition("\n")
+    return command, rest.partition("```")[0].strip().splitlines()
+
+
+def numbers(line: str) -> list[str]:
+    """The numbers of a line, in its order, as they are printed."""
+    return re.findall(r"\d[\d.,]*(?:e[+-]?\d+)?", line)
+
+
+def unsaid(shown: list[str], said: list[str]) -> list[str]:
+    """The lines whose numbers, in their order, stand in no line that was printed."""
+
+    def stands_in(wanted: list[str], line: str) -> bool:
+        rest = iter(numbers(line))
+        return all(one in rest for one in wanted)
+
+    return [line for line in shown if not any(stands_in(numbers(line), other) for other in said)]
+
+
+def test_the_figures_of_the_readme_are_what_check_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line that the readme shows of `edge-agg check` has the numbers of a line that the command prints.
+
+    Words are not compared, since the readme shortens them. Mutants: an epsilon, a delta, a count of windows that the
+    command does not print.
+    """
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "1000")
+    command, shown = printed_by_check((ROOT / "README.md").read_text())
+    said = CliRunner().invoke(cli, ["check", *shlex.split(command)], catch_exceptions=False).output.splitlines()
+    figures = [one for line in shown for one in numbers(line)]
+    assert len(figures) >= 10
+    assert unsaid(shown, said) == []
+    for figure in figures:
+        other = [line.replace(figure, figure + "7") for line in shown]
+        assert unsaid(other, said), f"{figure} could be any number"

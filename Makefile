@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup bench-privacy bench-peers bench-agent bench-collector soak fuzz tools demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
+.PHONY: help setup bench-privacy bench-peers bench-agent bench-collector soak fuzz tools demo notebook test check format lint types imports config-docs proto proto-check proto-baseline lock clean
 
 help: ## what there is to type
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ types: setup
 
 imports: setup
 	$(BIN)/lint-imports --no-cache
+
+config-docs: setup ## write docs/configuration.md anew, out of the config's tables
+	$(BIN)/python -m docs.configuration
 
 proto: setup ## write the stubs of proto/ anew
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh proto/generate.sh

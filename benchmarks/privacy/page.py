@@ -54,12 +54,12 @@ most rows survive bounding: harder for whoever bounds, no different for the plai
 because the plain group-by is cheapest on them and ratios to it are then strictest. For A it reads one column of the
 four; whoever bounds by unit and window reads three.
 
-"Ours" is the agent's whole way but for the uplink: Parquet, typed rows, windows, bounding, charge in a journal on
-disk, noise, sealed release; with the heap settings that the agent's process gives itself at its start (decision 16),
-where peers have their defaults. Peers go from the same file to their noisy answer. Each run is a process of its own.
-CPU time is user and system time of all threads and child processes (the JVM's too) from after the imports, with engines
-already up, to the answer; peak memory includes imports. Ours, the plain group-bys and the SQL ran {repeats} times, of
-which the least CPU time counts; peers ran once, ten minutes at most.
+"edge-agg" is the agent's complete path except the uplink: Parquet, typed rows, windows, bounding, charge in a journal
+on disk, noise, sealed release; with the heap settings that the agent's process gives itself at its start (decision
+16), where peers have their defaults. Peers go from the same file to their noisy answer. Each run is a process of its
+own. CPU time is user and system time of all threads and child processes (the JVM's too) from after the imports, with
+engines already up, to the answer; peak memory includes imports. edge-agg, the plain group-bys and the SQL ran
+{repeats} times, of which the least CPU time counts; peers ran once, ten minutes at most.
 
 ## Machine and versions
 
@@ -85,8 +85,8 @@ categories were released, where that is not all.
 
 {accuracy}
 
-Ours alone can be asked for its exact vectors before noise. Against those, on the same case, the mean absolute error
-is {noise}.
+Of these, edge-agg alone can be asked for its exact vectors before noise. Against those, on the same case, the mean
+absolute error is {noise}.
 
 ## The bars
 
@@ -107,8 +107,8 @@ is {noise}.
   call a category: they show what the noise costs, not what bounding costs. diffprivlib's counts are cut off at the
   exact number of rows (100 rows never give more than 100): not private under add/remove, whatever their error.
 - **PipelineDP** reads Python tuples; its Beam and Spark backends would spread the same work, not lessen it.
-- A mean and its count are released by ours from two vectors, since a mean pays for its own count; peers that release
-  count and mean apart pay for three.
+- A mean and its count are released by edge-agg from two vectors, since a mean pays for its own count; peers that
+  release count and mean apart pay for three.
 """
 
 
@@ -163,7 +163,7 @@ def _scale(results: Results) -> str:
     said = ", ".join(f"{one.cpu_s / case.events * 1e9:,.0f} ns at {case.events:,}" for case, one in costs if one)
     drawn = results.get(("noise", "C", NOISE))
     noise = f" Noise for 50,000 cells x 2 metrics: {drawn.wall_s:.2f} s wall, {drawn.cpu_s:.2f} s CPU." if drawn else ""
-    return f"Cost of A by ours for each event (1M units): {said}.{noise}" if said else noise.strip()
+    return f"Cost of A by edge-agg for each event (1M units): {said}.{noise}" if said else noise.strip()
 
 
 def _machine() -> str:

@@ -258,7 +258,7 @@ class Landing:
         try:
             senders = {(release.tenant, release.agent) for one in group for release, _ in one.releases}
             self._guarded(lambda: self._transact(decide, agents=senders))
-            verdicts = [[_said(same) for same in zip(*of, strict=True)] for of in zip(*tries, strict=True)]
+            verdicts = tries[0] if len(tries) == 1 else _together(tries)
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits; the writer must live on
             verdicts = error
         with self._lock:  # before anyone is answered: who comes back at once finds the room that it left
@@ -350,6 +350,11 @@ class Landing:
             self._settled = self._store.settled()
             found = landing_rows.unsealed(self._db, limit, after=after, until=self._settled)
         return found
+
+
+def _together(tries: Sequence[list[list[chain.Judged]]]) -> list[list[chain.Judged]]:
+    """What is said after several tries of a group."""
+    return [[_said(same) for same in zip(*of, strict=True)] for of in zip(*tries, strict=True)]
 
 
 def _said(tries: Sequence[chain.Judged]) -> chain.Judged:

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agg.config import discovery_of, horizon_of, plans_of, span_of
+from edge_agg.accounts import budget_for
+from edge_agg.config import plans_of, span_of
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.plan import plan_hash
 from edge_agg.journal import Journal
 from edge_agg.privacy.ledger import heaviest
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, look
-from edge_agg.privacy.statement import account_in_words, budget_of, days, loss, period, plural, rounded_up
+from edge_agg.privacy.statement import account_in_words, days, loss, period, plural, rounded_up
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -161,12 +162,7 @@ def _prospect(
     measurements = [compile_plan(plan) for plan in running]
     return Prospect(
         account=account,
-        budget=budget_of(
-            epsilon=account.epsilon,
-            delta=account.delta,
-            horizon=horizon_of(account),
-            discovery=discovery_of(account, own),
-        ),
+        budget=budget_for(account, own, journal),
         entries=[] if journal is None else journal.entries(account.name),
         measurements=measurements,
         demands=[_demand(one, journal, start or (now if journal is None else journal.created)) for one in measurements],

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge_agg.accounts import promised
 from edge_agg.audit.books import open_books
 from edge_agg.audit.recount import recount
-from edge_agg.config import discovery_of, horizon_of, load, plans_of
+from edge_agg.config import load
 from edge_agg.errors import JournalFailed
-from edge_agg.privacy.statement import budget_of, days, loss, plural, rounded_up
+from edge_agg.privacy.statement import days, loss, plural, rounded_up
 
 if TYPE_CHECKING:
     from edge_agg.audit.recount import AccountCount, Recount
@@ -36,21 +37,12 @@ def verify(path: Path, *, machine: bool) -> bool:
         ConfigInvalid: the config is wrong.
         JournalFailed: there is no journal yet, it cannot be read, or it is another agent's.
     """
-    config, plans = load(path)
+    config, _ = load(path)
     tables = {account.name: account for account in config.account}
-    budgets = {
-        name: budget_of(
-            epsilon=table.epsilon,
-            delta=table.delta,
-            horizon=horizon_of(table),
-            discovery=discovery_of(table, plans_of(config, plans, name)),
-        )
-        for name, table in tables.items()
-    }
     with open_books(Path(config.agent.state)) as books:
         if books.agent != config.agent.name:
             raise JournalFailed("the journal in this folder belongs to another agent")
-        found = recount(books, budgets)
+        found = recount(books, promised(config))
     if machine:
         print(json.dumps(_as_json(found, tables), indent=2))  # noqa: T201  # for machines, no colours
     else:

@@ -84,14 +84,23 @@ class Book:
 
     def heaviest_with(self, horizon: timedelta, new: Entry) -> Charge:
         """As `heaviest` around a new entry's windows, were it one of the charges."""
+        rho, delta = (spans.heaviest(to_us(new.window_start), to_us(new.last)) for spans in self._over(horizon))
+        return Charge(rho=rho, delta=delta) + new.charge
+
+    def heaviest(self, horizon: timedelta) -> Charge:
+        """The largest charge (each part for itself) of any span of the horizon's length."""
+        rho, delta = (spans.most() for spans in self._over(horizon))
+        return Charge(rho=rho, delta=delta)
+
+    def _over(self, horizon: timedelta) -> tuple[Spans, Spans]:
+        """The sums of rho and of delta over the spans of a length."""
         if horizon not in self._spans:
             length = horizon // timedelta(microseconds=1)
             self._spans[horizon] = (
                 Spans(length, ((first, last, charge.rho) for first, last, charge in self._load())),
                 Spans(length, ((first, last, charge.delta) for first, last, charge in self._load())),
             )
-        rho, delta = (spans.heaviest(to_us(new.window_start), to_us(new.last)) for spans in self._spans[horizon])
-        return Charge(rho=rho, delta=delta) + new.charge
+        return self._spans[horizon]
 
 
 def check_room(budget: Budget, entries: Iterable[Entry] | Book, new: Entry) -> None:

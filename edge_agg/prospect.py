@@ -17,7 +17,7 @@ from edge_agg.contract.plan import plan_hash
 from edge_agg.journal import Journal
 from edge_agg.privacy.ledger import heaviest
 from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, look
+from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, lasts_for_ever, look, refused_until
 from edge_agg.privacy.statement import account_in_words, days, loss, period, plural, rounded_up
 
 if TYPE_CHECKING:
@@ -90,6 +90,12 @@ class Prospect:
         outlook = look(self.budget, self.entries, self.demands)
         if outlook.ends is None or (self.until is not None and outlook.ends >= self.until):
             return None
+        if lasts_for_ever(self.budget, self.demands):
+            last = refused_until(self.budget, self.entries, self.demands, self.until) or outlook.ends
+            return (
+                f"Charges from before fill it, not its plans: windows find no room up to that of {last:%-d %b %Y}. "
+                f"Wait; after it they {'never run out' if self.until is None else 'last for the rest of the history'}."
+            )
         advice = advise(self.budget, self.demands)
         measurement = next(one for one in self.measurements if one.plan.name == advice.plan)
         plan, ways = measurement.plan, []

@@ -103,6 +103,37 @@ def test_the_remedy_works(tmp_path: Path) -> None:
         assert one(write_config(tmp_path, text, history=None)).lasts().endswith("never run out")
 
 
+def test_old_charges_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: where what was charged before fills an account, no change of its plans is advised, and the date holds.
+
+    The date is where a ledger that takes every window that fits refuses the last one. Mutant: the plans are asked to
+    slow down, which helps nothing.
+    """
+    cheap = small_plan_text(epsilon=1.0)
+    config = write_config(tmp_path, cheap, history=None)
+    charge(config, parse_plan(small_plan_text(epsilon=10.0)), 3)
+    said = one(config)
+    entries, refused = list(said.entries), list[datetime]()
+    for week in range(150):
+        entry = Entry(window_start=MONDAY + week * WEEK, charge=said.measurements[0].charge)
+        try:
+            check_room(said.budget, entries, entry)
+        except BudgetExhausted:
+            refused.append(entry.window_start)
+        else:
+            entries.append(entry)
+    assert 10 < len(refused) < 60
+    remedy = said.remedy()
+    assert remedy is not None
+    assert f"up to that of {refused[-1]:%-d %b %Y}. Wait" in remedy
+    soon = replace(said, until=refused[-1]).remedy()
+    assert soon is not None
+    assert f"up to that of {refused[-2]:%-d %b %Y}. Wait; after it they last for the rest of the history." in soon
+    monkeypatch.setattr("edge_agg.prospect.lasts_for_ever", lambda *_: False)
+    assert "in place of" not in remedy
+    assert "in place of" in (said.remedy() or "")
+
+
 @pytest.mark.slow
 def test_a_history_ends_the_windows(tmp_path: Path) -> None:
     """Guarantee: an account only has to last as long as its history."""

@@ -7,18 +7,23 @@ Invariants: what was charged once is remembered whatever the config says now; no
 
 from __future__ import annotations
 
+from contextlib import closing, contextmanager
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_agg.config import discovery_of, horizon_of
+from edge_agg.contract.plan import plan_hash
+from edge_agg.errors import ConfigInvalid
+from edge_agg.journal import Journal
+from edge_agg.journal.file import NAME
 from edge_agg.privacy.statement import budget_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from edge_agg.config import AccountTable, Config
     from edge_agg.contract.plan import Plan
-    from edge_agg.journal import Journal
     from edge_agg.privacy.ledger import Budget
 
 
@@ -33,6 +38,43 @@ def budget_for(table: AccountTable, plans: Iterable[Plan], journal: Journal | No
     """
     charged = Fraction(0) if journal is None else journal.book(table.name).heaviest(horizon_of(table)).delta
     return _budget(table, discovery_of(table, plans, charged))
+
+
+@contextmanager
+def journal_of(config: Config) -> Iterator[Journal | None]:
+    """An agent's journal to look at, if there is one.
+
+    Raises:
+        JournalFailed: there is one, and it cannot be read.
+    """
+    folder = Path(config.agent.state)
+    if not (folder / NAME).exists():
+        yield None
+        return
+    with closing(Journal.read(folder, config.agent.name)) as journal:
+        yield journal
+
+
+def check_charged(config: Config, plans: Sequence[Plan], journal: Journal) -> None:
+    """See that every charge of a journal still counts, under the account that was charged.
+
+    A new name would begin a new budget for the same people: an account that was charged stays in the config, without
+    plans once it is retired, and pays for the plans that it paid for.
+
+    Raises:
+        ConfigInvalid: an account is missing, or a plan has another than before; put it back.
+    """
+    charged = journal.charged()
+    names = {table.name for table in config.account}
+    for account in sorted({account for account, _ in charged} - names):
+        raise ConfigInvalid(
+            f"$.account: the journal has charges of account {account}, which the config does not name: "
+            "an account that was charged stays, without plans if it is retired"
+        )
+    for i, (entry, plan) in enumerate(zip(config.plan, plans, strict=True)):
+        for account in sorted(account for account, hash_ in charged if hash_ == plan_hash(plan)):
+            if account != entry.account:
+                raise ConfigInvalid(f"$.plan[{i}].account: the journal has charged this plan to account {account}")
 
 
 def promised(config: Config) -> dict[str, Callable[[Fraction], Budget]]:

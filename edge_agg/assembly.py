@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_agg.accounts import budget_for
+from edge_agg.accounts import budget_for, check_charged
 from edge_agg.agent import Agent, Tuning
 from edge_agg.ceilings import Ceilings
 from edge_agg.config import bytes_of, plans_of, span_of
 from edge_agg.contract.plan import parse_duration
 from edge_agg.departures import Departures
+from edge_agg.errors import ConfigInvalid
 from edge_agg.herald import Herald
 from edge_agg.identity.credentials import credentials_of
 from edge_agg.identity.renewal import Renewal
@@ -59,7 +60,8 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         wire: the way to the collector; over gRPC unless a test brings its own. Needs a running event loop.
 
     Raises:
-        ConfigInvalid: the device's policy cannot be read, or its certificate, or that is another agent's.
+        ConfigInvalid: the device's policy cannot be read, or its certificate, or that is another agent's; or charges of
+            the journal would count against no account, or against another.
         PlanRefused: a plan cannot be calibrated.
         JournalFailed, SpoolFailed: the state folder cannot be used.
     """
@@ -71,6 +73,11 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
     measurements = [compile_plan(plan) for plan in plans]
     state = Path(config.agent.state)
     journal = Journal.open(state, config.agent.name, now=clock.now())
+    try:
+        check_charged(config, plans, journal)
+    except ConfigInvalid:
+        journal.close()
+        raise
     pays_for = {table.name: plans_of(config, plans, table.name) for table in config.account}
     accounts = {
         table.name: Account(name=table.name, budget=budget_for(table, pays_for[table.name], journal))

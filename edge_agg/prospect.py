@@ -7,14 +7,12 @@ Invariant: it reads and adds up; nothing is charged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agg.accounts import budget_for
+from edge_agg.accounts import budget_for, journal_of
 from edge_agg.config import plans_of, span_of
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.plan import plan_hash
-from edge_agg.journal import Journal
 from edge_agg.privacy.ledger import heaviest
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, lasts_for_ever, look, refused_until
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
     from edge_agg.config import AccountTable, Config
     from edge_agg.contract.plan import Plan
+    from edge_agg.journal import Journal
     from edge_agg.privacy.ledger import Budget, Entry
     from edge_agg.privacy.measurement import Measurement
     from edge_agg.privacy.outlook import Demand
@@ -138,16 +137,11 @@ def prospects(
     Raises:
         JournalFailed: there is a journal, and it cannot be read.
     """
-    folder = Path(config.agent.state)
-    journal = Journal.read(folder, config.agent.name) if (folder / "journal.sqlite").exists() else None
-    try:
+    with journal_of(config) as journal:
         return [
             _prospect(config, account, plans, journal, now=now, extra=extra, vetoed=vetoed)
             for account in config.account
         ]
-    finally:
-        if journal is not None:
-            journal.close()
 
 
 def _prospect(
@@ -165,25 +159,27 @@ def _prospect(
         own = [*(plan for plan in own if plan.name != extra[0].name), extra[0]]
     running = [plan for plan in own if plan.name not in vetoed]
     start, end = span_of(config.history)
+    first = start or (now if journal is None else journal.created)
     measurements = [compile_plan(plan) for plan in running]
     return Prospect(
         account=account,
         budget=budget_for(account, own, journal),
         entries=[] if journal is None else journal.entries(account.name),
         measurements=measurements,
-        demands=[_demand(one, journal, start or (now if journal is None else journal.created)) for one in measurements],
+        demands=[_demand(one, account.name, journal, first) for one in measurements],
         until=end,
     )
 
 
-def _demand(measurement: Measurement, journal: Journal | None, first: datetime) -> Demand:
+def _demand(measurement: Measurement, account: str, journal: Journal | None, first: datetime) -> Demand:
     """What a plan will charge from its first window that is not closed."""
     plan = measurement.plan
     hash_ = plan_hash(plan)
     start = (journal and journal.closed_before(hash_)) or first
     paid = None
-    if journal is not None and plan.period is not None and journal.is_covered(hash_, window_of(start, plan.every)):
-        paid = window_of(start, plan.period) + plan.period - plan.every
+    if journal is not None and plan.period is not None:
+        covered = journal.is_covered(account, hash_, window_of(start, plan.every))
+        paid = window_of(start, plan.period) + plan.period - plan.every if covered else None
     return demand_of(measurement, start, paid)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge_agg.accounts import budget_for, promised
+from edge_agg.assembly import build
 from edge_agg.audit.books import open_books
 from edge_agg.audit.recount import recount
 from edge_agg.config import discovery_of, load
 from edge_agg.contract.plan import parse_plan, plan_hash
 from edge_agg.contract.release import Charge
-from edge_agg.errors import BudgetExhausted
+from edge_agg.errors import BudgetExhausted, ConfigInvalid
 from edge_agg.journal import Journal
 from edge_agg.privacy.ledger import Budget, Entry, check_room
 from edge_agg.privacy.noise import rho_within
-from tests.fakes import DAY, MONDAY, small_plan_text, write_config
+from edge_agg.report.check import check
+from tests.fakes import DAY, MONDAY, FakeClock, FakeCollector, small_plan_text, write_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,3 +117,65 @@ def test_rho_and_delta_are_each_half_over(tmp_path: Path) -> None:
     assert overruns(write_config(tmp_path)) == []
     charge(tmp_path, Charge(rho=Fraction(1, 1000)), start=1)
     assert len(overruns(write_config(tmp_path))) == 1
+
+
+def started(config: Path) -> str:
+    """Build the agent, and let it go; what it refuses to start for, if it does."""
+
+    async def live() -> None:
+        loaded, plans = load(config)
+        build(loaded, plans, clock=FakeClock(MONDAY), wire=FakeCollector()).journal.close()
+
+    try:
+        asyncio.run(live())
+    except ConfigInvalid as error:
+        return str(error)
+    return ""
+
+
+def test_a_charged_account_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3: the same population under a new name has no new budget; the agent does not start, and `check` says why.
+
+    Mutant: the journal's charges are not looked at.
+    """
+    config = write_config(tmp_path)
+    charge(tmp_path, SOME)
+    text = config.read_text()
+    assert started(config) == ""
+    config.write_text(text.replace('"people"', '"persons"'))
+    refused = started(config)
+    assert refused.startswith("$.account: the journal has charges of account people, which the config does not name")
+    with pytest.raises(ConfigInvalid, match="charges of account people"):
+        check(config, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "charged", lambda _: set())
+        assert started(config) == ""
+    config.write_text(text)
+    assert started(config) == ""  # what was refused left the folder as it was
+
+
+def let_others_pay(config: Path) -> None:
+    """A second account like the first, which pays for all plans."""
+    persons = '[[account]]\nname = "persons"\nprivacy_unit = "u"\nepsilon = 20.0\ndelta = 1e-5\nhorizon = "365d"\n'
+    text = config.read_text().replace('account = "people"', 'account = "persons"')
+    config.write_text(text.replace("[[source]]", f"{persons}\n[[source]]"))
+
+
+def test_an_account_is_retired_by_taking_its_plans_away(tmp_path: Path) -> None:
+    """Its table stays, and its charges with it; other plans are other accounts'."""
+    config = write_config(tmp_path, small_plan_text(name="another"))
+    charge(tmp_path, SOME)
+    let_others_pay(config)
+    assert [account.name for account in load(config)[0].account] == ["people", "persons"]
+    assert started(config) == ""
+
+
+def test_a_plan_stays_with_the_account_that_it_was_charged_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3: a plan that was charged is not paid for by another account. Mutant: only names are compared."""
+    config = write_config(tmp_path)
+    charge(tmp_path, SOME)
+    let_others_pay(config)
+    assert started(config) == "$.plan[0].account: the journal has charged this plan to account people"
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "charged", lambda _: {("people", b"")})
+        assert started(config) == ""

@@ -234,8 +234,9 @@ def delta_up(delta: float) -> str:
 
 
 def rounded_up(epsilon: float) -> str:
-    """An epsilon as people read it: three decimals, rounded up."""
-    return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
+    """An epsilon as people read it: three decimals, rounded up from how the number is written: 1.1 is 1.100."""
+    thousandths = math.ceil(Fraction(repr(float(epsilon))) * 1000)
+    return f"{thousandths // 1000}.{thousandths % 1000:03}"
 
 
 def period(every: timedelta) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import timedelta
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -30,6 +31,9 @@ from edge_agg.privacy.statement import (
     state,
 )
 from tests.fakes import COUNT, MEAN, small_plan_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 YEAR = timedelta(days=365)
 
@@ -132,19 +136,35 @@ def test_periods_in_words() -> None:
 @example(2.0)
 @example(2.0000000005)
 @example(0.0004)
+@example(math.nextafter(1.001, 2))
+@example(1e4)
 def test_no_epsilon_is_shown_smaller_than_it_is(epsilon: float) -> None:
-    """Guarantee: three decimals, rounded up (within the millionth that its docstring grants), by less than 0.001."""
-    shown = Fraction(rounded_up(epsilon))
-    assert (
-        Fraction(epsilon) - Fraction(1, 10**6) * (1 + Fraction(1, 10**3))
-        <= shown
-        < Fraction(epsilon) + Fraction(1, 1000)
-    )
+    """Guarantee: three decimals that, read again, are no less than the number, and more by less than 0.001."""
+    shown = rounded_up(epsilon)
+    assert epsilon <= float(shown)
+    assert Fraction(repr(epsilon)) <= Fraction(shown) < Fraction(repr(epsilon)) + Fraction(1, 1000)
+    assert shown[-4] == "."
 
 
-def test_rounding_to_the_nearest_would_be_caught() -> None:
-    """Mutant: 2.0004 shown as 2.000."""
-    assert rounded_up(2.0004) == "2.001" != f"{2.0004:.3f}"
+@pytest.mark.parametrize("text", ["0.100", "0.001", "1.100", "2.000", "80.192", "20.000"])
+def test_an_epsilon_of_three_decimals_is_shown_as_it_is_written(text: str) -> None:
+    """Guarantee: what a plan asks for in few decimals does not look like more. Mutant: the ceiling of the binary."""
+    assert rounded_up(float(text)) == text
+    assert math.ceil(Fraction(0.1) * 1000) == 101
+
+
+@pytest.mark.parametrize(
+    ("mutant", "epsilon"),
+    [
+        (lambda epsilon: f"{epsilon:.3f}", 2.0004),
+        (lambda epsilon: f"{math.ceil(epsilon * 1000 - 5e-4) / 1000:.3f}", 2.0000004),
+        (lambda epsilon: f"{math.ceil(epsilon * 1000) / 1000:.3f}", 80.19200000000001),
+    ],
+    ids=["to the nearest", "within a millionth", "after a product that was rounded"],
+)
+def test_an_epsilon_that_is_rounded_down_would_be_caught(mutant: Callable[[float], str], epsilon: float) -> None:
+    """Mutants: each shows some epsilon smaller than it is."""
+    assert float(mutant(epsilon)) < epsilon <= float(rounded_up(epsilon))
 
 
 def test_a_loss_is_spelled_out() -> None:

@@ -13,10 +13,11 @@ from edge_agg.accounts import budget_for, journal_of
 from edge_agg.config import plans_of, span_of
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.plan import plan_hash
+from edge_agg.contract.release import Charge
 from edge_agg.privacy.ledger import heaviest
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, lasts_for_ever, look, refused_until
-from edge_agg.privacy.statement import account_in_words, days, loss, period, plural, rounded_up
+from edge_agg.privacy.statement import account_in_words, days, loss_within, period, plural, rounded_up
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -46,12 +47,14 @@ class Prospect:
     def spent(self) -> str:
         """What was spent of it around now."""
         now = min((demand.start for demand in self.demands), default=None)
-        lost = 0.0
+        charge = Charge()
         if now is not None and self.entries:
             step = min(demand.every for demand in self.demands)
-            lost = loss(heaviest(self.budget.horizon, self.entries, around=now - step), self.account.delta).epsilon
-        over = f"{self.account.epsilon:g} spent in {days(self.budget.horizon)}"
-        return f"account {self.account.name}: epsilon {rounded_up(lost)} of {over}"
+            charge = heaviest(self.budget.horizon, self.entries, around=now - step)
+        lost, over = loss_within(charge, self.account.delta), f"spent in {days(self.budget.horizon)}"
+        if lost is None:
+            return f"account {self.account.name}: more than delta {self.account.delta:g} can express {over}"
+        return f"account {self.account.name}: epsilon {rounded_up(lost.epsilon)} of {self.account.epsilon:g} {over}"
 
     def promise(self) -> str:
         """What it promises about one unit, whatever its plans are."""

@@ -18,13 +18,12 @@ from edge_agg.audit.books import open_books
 from edge_agg.audit.recount import recount
 from edge_agg.config import load
 from edge_agg.errors import JournalFailed
-from edge_agg.privacy.statement import days, loss, plural, rounded_up
+from edge_agg.privacy.statement import days, loss, loss_within, plural, rounded_up
 
 if TYPE_CHECKING:
     from edge_agg.audit.recount import AccountCount, Recount
     from edge_agg.config import AccountTable
     from edge_agg.contract.release import Charge
-    from edge_agg.privacy.statement import Loss
 
 
 def verify(path: Path, *, machine: bool) -> bool:
@@ -90,7 +89,7 @@ def _show(console: Console, found: Recount, tables: dict[str, AccountTable]) -> 
 def _in_words(account: AccountCount, table: AccountTable | None) -> str:
     if account.budget is None or table is None:
         return "No budget is known for it."
-    lost = _loss(account.heaviest, table)
+    lost = loss_within(account.heaviest, table.delta)
     if lost is None:
         return "More was lost in one horizon than this delta can express."
     text = (
@@ -103,10 +102,6 @@ def _in_words(account: AccountCount, table: AccountTable | None) -> str:
         person = loss(account.heaviest * nodes, kept + float(account.heaviest.delta) * nodes)
         text += f"; if {nodes} sites lost as much, at most {person}"
     return text + "."
-
-
-def _loss(charge: Charge, table: AccountTable) -> Loss | None:
-    return loss(charge, table.delta) if charge.delta < table.delta else None
 
 
 def _as_json(found: Recount, tables: dict[str, AccountTable]) -> dict[str, Any]:
@@ -122,7 +117,7 @@ def _as_json(found: Recount, tables: dict[str, AccountTable]) -> dict[str, Any]:
 
 
 def _account_json(account: AccountCount, table: AccountTable | None) -> dict[str, Any]:
-    lost = None if table is None else _loss(account.heaviest, table)
+    lost = None if table is None else loss_within(account.heaviest, table.delta)
     budget = account.budget
     return {
         "name": account.name,

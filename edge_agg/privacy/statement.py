@@ -94,6 +94,14 @@ def loss(charge: Charge, delta: float, *, pure: float | None = None) -> Loss:
     return Loss(rho=charge.rho, epsilon=noise.epsilon_of(charge.rho, left), delta=delta, pure=pure)
 
 
+def loss_within(charge: Charge, delta: float) -> Loss | None:
+    """A charge, shown as epsilon at a delta; None where discovered keys have taken all of that delta, or more."""
+    if not charge.delta < delta or not delta - float(charge.delta) > 0:
+        return None
+    shown = loss(charge, delta)
+    return None if math.isinf(shown.epsilon) else shown
+
+
 def charges_within(measurement: Measurement, horizon: timedelta) -> int:
     """How many of the plan's charges (a window's, or a period's) one span of the horizon's length can hold at most.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import pytest
 
 from edge_agg.config import load
 from edge_agg.contract.plan import parse_plan, plan_hash
+from edge_agg.contract.release import Charge
 from edge_agg.errors import BudgetExhausted, JournalFailed
 from edge_agg.journal import Journal
 from edge_agg.privacy.ledger import Entry, check_room
@@ -88,6 +90,20 @@ def test_what_if_adds_a_plan(tmp_path: Path) -> None:
     )
     assert cheaper.lasts() == "weekly releases of small never run out"
     assert cheaper.remedy() is None
+
+
+@pytest.mark.parametrize("delta", ["1e-7", "5e-7"])
+def test_a_delta_lowered_below_what_is_spent_is_said(tmp_path: Path, delta: str) -> None:
+    """Guarantee: neither `check` nor `status` fails over an account whose delta cannot express what it lost."""
+    config = write_config(tmp_path, history=None)
+    charge(config, parse_plan(small_plan_text(discover=5e-7)), 1)
+    config.write_text(config.read_text().replace("delta = 1e-5", f"delta = {delta}"))
+    said = one(config)
+    spent = [entry.charge.delta for entry in said.entries]
+    assert Fraction(1, 10**7) < spent[0] <= Fraction(5e-7)
+    if delta == "5e-7":
+        said = replace(said, entries=[replace(said.entries[0], charge=Charge(delta=Fraction(5e-7)))])
+    assert said.spent() == f"account people: more than delta {float(delta):g} can express spent in 365 days"
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from opendp.mod import OpenDPException
 
 from edge_agg.contract.plan import Plan, parse_plan
 from edge_agg.contract.release import Charge
@@ -24,6 +25,7 @@ from edge_agg.privacy.statement import (
     delta_up,
     in_words,
     loss,
+    loss_within,
     period,
     plural,
     promises,
@@ -165,6 +167,21 @@ def test_an_epsilon_of_three_decimals_is_shown_as_it_is_written(text: str) -> No
 def test_an_epsilon_that_is_rounded_down_would_be_caught(mutant: Callable[[float], str], epsilon: float) -> None:
     """Mutants: each shows some epsilon smaller than it is."""
     assert float(mutant(epsilon)) < epsilon <= float(rounded_up(epsilon))
+
+
+@pytest.mark.parametrize("taken", [Fraction(1, 10**6), Fraction(1e-6), Fraction(1e-6) * (1 - Fraction(1, 2**60))])
+def test_a_delta_that_discovery_has_taken_expresses_no_loss(taken: Fraction) -> None:
+    """Guarantee: nothing of a delta left, by the number or by what it rounds to, is said and not computed.
+
+    Mutant: the loss itself, which OpenDP does not map, or maps to no end.
+    """
+    assert loss_within(Charge(rho=Fraction(1), delta=2 * taken), 1e-6) is None
+    assert loss_within(Charge(rho=Fraction(1), delta=taken), 1e-6) is None
+    assert loss_within(Charge(rho=Fraction(1), delta=taken / 2), 1e-6) == loss(
+        Charge(rho=Fraction(1), delta=taken / 2), 1e-6
+    )
+    with pytest.raises((ValueError, OpenDPException)):
+        rounded_up(loss(Charge(rho=Fraction(1), delta=taken), 1e-6).epsilon)
 
 
 def test_a_loss_is_spelled_out() -> None:

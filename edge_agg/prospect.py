@@ -21,7 +21,7 @@ from edge_agg.privacy.statement import account_in_words, days, loss_within, peri
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from edge_agg.config import AccountTable, Config
     from edge_agg.contract.plan import Plan
@@ -43,6 +43,8 @@ class Prospect:
     """As the plans, in their order."""
     until: datetime | None
     """The end of the agent's history, where it has one: no window comes after it."""
+    history: timedelta | None = None
+    """How long that history is."""
 
     def spent(self) -> str:
         """What was spent of it around now."""
@@ -64,6 +66,7 @@ class Prospect:
             epsilon=self.account.epsilon,
             delta=self.account.delta,
             nodes=max((one.plan.privacy_unit.max_nodes for one in self.measurements), default=1),
+            history=self.history,
         )
 
     def lasts(self) -> str:
@@ -171,6 +174,7 @@ def _prospect(
         measurements=measurements,
         demands=[_demand(one, account.name, journal, first) for one in measurements],
         until=end,
+        history=None if start is None or end is None else end - start,
     )
 
 

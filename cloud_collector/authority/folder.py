@@ -126,7 +126,7 @@ class Authority:
         issuer, now = self._issuer(), self._now()
         made = make.make_server(hosts, key, issuer, now, life)
         with self._index.changing():
-            self._index.note(Issued.of(made, "server", " ".join(hosts), now))
+            self._index.note(Issued.of(made, "server", " ".join(hosts), now, life=life))
         return make.pem(made) + make.pem(issuer.certificate)
 
     def make_token(self, tenant: str, agent: str, life: timedelta) -> str:
@@ -155,7 +155,7 @@ class Authority:
             held = self._renewable(serial)
             if held.kind == "server":
                 raise RequestInvalid("a server's certificate is renewed by `cloud-collector ca renew`")
-            return self._client(SpiffeId.parse(held.subject), key, held.ends - held.issued)
+            return self._client(SpiffeId.parse(held.subject), key, _life(held))
 
     def hand_out(self, folder: Path, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
         """Write a key, its certificate and the roots as cert.pem, key.pem and ca.pem."""
@@ -174,10 +174,10 @@ class Authority:
         key, now, issuer = make.new_key(), self._now(), self._issuer()
         with self._index.changing():
             record = self._renewable(held.serial_number)
-            life = record.ends - record.issued
+            life = _life(record)
             if record.kind == "server":
                 made = make.make_server(record.subject.split(), key.public_key(), issuer, now, life)
-                self._index.note(Issued.of(made, "server", record.subject, now))
+                self._index.note(Issued.of(made, "server", record.subject, now, life=life))
                 chain = make.pem(made) + make.pem(issuer.certificate)
             else:
                 chain = self._client(SpiffeId.parse(record.subject), key.public_key(), life)
@@ -243,7 +243,8 @@ class Authority:
     def _client(self, spiffe_id: SpiffeId, key: ec.EllipticCurvePublicKey, life: timedelta) -> bytes:
         issuer, now = self._issuer(), self._now()
         made = make.make_client(spiffe_id, key, issuer, now, life)
-        self._index.note(Issued.of(made, "analyst" if spiffe_id.analyst else "agent", str(spiffe_id), now))
+        kind = "analyst" if spiffe_id.analyst else "agent"
+        self._index.note(Issued.of(made, kind, str(spiffe_id), now, life=life))
         return make.pem(made) + make.pem(issuer.certificate)
 
     def _issuer(self) -> make.Issuer:
@@ -251,3 +252,12 @@ class Authority:
 
     def _signer(self, which: keys.Which) -> make.Issuer:
         return keys.load(self._folder, which, self._unlock, self._now())
+
+
+def _life(held: Issued) -> timedelta:
+    """How long the next certificate is for: what was asked for, not what an issuer's end left of it.
+
+    Of what an older version issued only the outcome is on record, so it is at least what the kind has by default.
+    """
+    usual = make.CLIENT_LIFE if held.kind == "agent" else make.SERVER_LIFE
+    return max(held.ends - held.issued, usual) if held.life is None else held.life

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_collector.authority import certificate as make
-from cloud_collector.authority import denylist
+from cloud_collector.authority import denylist, folder
 from cloud_collector.authority import index as room
 from cloud_collector.authority.folder import Authority
 from cloud_collector.authority.index import Index
@@ -58,8 +58,8 @@ def test_a_token_says_whose_certificate_it_is(fleet: Fleet) -> None:
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
-def check_single_use(folder: Path) -> None:
-    fleet, together = Fleet(folder), threading.Barrier(8)
+def check_single_use(at: Path) -> None:
+    fleet, together = Fleet(at), threading.Barrier(8)
     with fleet.authority() as authority:
         token = authority.make_token("acme", "jfk", HOUR)
 
@@ -170,6 +170,42 @@ def test_nothing_outlives_its_issuer(fleet: Fleet) -> None:
     issuer = leaf((fleet.pki / "issuer.pem").read_bytes())
     late = fleet.holder("acme", "jfk", now=lambda: issuer.not_valid_after_utc - HOUR)
     assert leaf(late.chain).not_valid_after_utc == issuer.not_valid_after_utc
+
+
+def lives_after_another_issuer(at: Path, *, forget: bool = False) -> list[timedelta]:
+    """Of what was cut short by an issuer's end, renewed once beside it and again below the next issuer."""
+    fleet = Fleet(at)
+    issuer = leaf((fleet.pki / "issuer.pem").read_bytes())
+    late, later = issuer.not_valid_after_utc - HOUR, issuer.not_valid_after_utc - HOUR / 12
+    agent = leaf(fleet.holder("acme", "jfk", now=lambda: late).chain)
+    out = fleet.hand_out("late", fleet.server(now=lambda: late))
+    with fleet.authority(now=lambda: later) as authority:
+        agent = leaf(authority.renew(agent.serial_number, csr()))
+        authority.renew_in(out)
+        if forget:
+            authority._index._db.execute("DROP TABLE lives")
+    with fleet.authority(now=lambda: later + HOUR / 24) as authority:
+        authority.renew_issuer()
+        agent = leaf(authority.renew(agent.serial_number, csr()))
+        authority.renew_in(out)
+    server = leaf((out / "cert.pem").read_bytes())
+    return [one.not_valid_after_utc - one.not_valid_before_utc - make.BACKDATED for one in (agent, server)]
+
+
+def test_what_an_issuers_end_cut_short_is_whole_again_below_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal is for as long as was asked for, whatever was left of it. Mutant: for as long as the last one."""
+    (tmp_path / "real").mkdir()
+    assert lives_after_another_issuer(tmp_path / "real") == [LIFE, LIFE]
+    monkeypatch.setattr(folder, "_life", lambda held: held.ends - held.issued)
+    (tmp_path / "mutant").mkdir()
+    assert max(lives_after_another_issuer(tmp_path / "mutant")) < HOUR
+
+
+def test_an_index_that_knows_no_lives_is_taken_over(tmp_path: Path) -> None:
+    """What an older version issued, perhaps cut short, is renewed for as long as its kind is by default."""
+    assert lives_after_another_issuer(tmp_path, forget=True) == [make.CLIENT_LIFE, make.SERVER_LIFE]
 
 
 def test_serials_are_random_and_on_record(fleet: Fleet) -> None:

@@ -155,12 +155,23 @@ def protect(
 def revoke(folder: Path, target: str) -> None:
     """Deny TARGET for good: a serial in hex, or a SPIFFE id, which means all its certificates and tokens so far."""
     with _authority(folder) as authority:
+        from cloud_collector.authority.denylist import by_subject
+
         if target.startswith("spiffe://"):
             denied = authority.revoke(subject=target)
         else:
             denied = authority.revoke(serial=_hex(target))
-        for one in denied:
-            click.echo(f"denied {one.serial:x} {one.subject}")
+        if by_subject(denied):
+            last = day(max(one.ends for one in denied))
+            click.echo(
+                f"denied {target}: {len(denied)} certificates, and whatever else bears this name, to be enrolled or not"
+            )
+            click.echo(
+                f"to let the name in again, delete its line from denied.txt, not before the last of them ends: {last}"
+            )
+        else:
+            for one in denied:
+                click.echo(f"denied {one.serial:x} {one.subject}")
         if not denied:
             click.echo("no certificate of it was still valid")
         click.echo(f"the collector's denied_file must be {folder / 'denied.txt'}, or a copy of it", err=True)

@@ -2,7 +2,8 @@
 
 Place: the command line works on it; a collector that enrolls devices has it beside itself, without the root's key.
 Invariants: a key's file is 0600 from its first byte; what is issued is on record before it is handed out; a certificate
-that was revoked is in `denied.txt` before the command returns, and cannot be renewed, whichever came first.
+that was revoked is in `denied.txt` before the command returns, and cannot be renewed, whichever came first; what a
+caller renews is bounded in number, so that a stolen key fills neither the index nor that list.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _OPEN = Passphrases()
 _BOTH: tuple[keys.Which, ...] = ("root", "issuer")
+MOST_A_DAY = 8
+"""Certificates that one identity may have got within a day if it is to renew by itself; an agent of ours asks once in
+20 days, and again within the hour while it cannot keep what came."""
 
 
 class Authority:
@@ -149,12 +153,17 @@ class Authority:
             return self._client(SpiffeId.parse(self._index.use_token(token, self._now())), key, make.CLIENT_LIFE)
 
     def renew(self, serial: int, csr: bytes) -> bytes:
-        """The next certificate of the same identity over another key; raises RequestInvalid."""
+        """The next certificate of the same identity over another key.
+
+        Raises:
+            RequestInvalid: nothing to renew; not half of its life is over; or MOST_A_DAY were given out in a day.
+        """
         key = make.key_of_request(csr)
         with self._index.changing():
             held = self._renewable(serial)
             if held.kind == "server":
                 raise RequestInvalid("a server's certificate is renewed by `cloud-collector ca renew`")
+            self._check_due(held)
             return self._client(SpiffeId.parse(held.subject), key, _life(held))
 
     def hand_out(self, folder: Path, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
@@ -210,7 +219,8 @@ class Authority:
     def revoke(self, *, serial: int | None = None, subject: str | None = None) -> list[Issued]:
         """Deny certificates that are still valid, for good: one, or all of a subject; what was denied.
 
-        With a subject, its one-time tokens that are still out are used up.
+        With a subject, its one-time tokens that are still out are used up, and if more of its certificates are valid
+        than the list takes one by one, the subject itself is denied.
 
         Raises:
             RequestInvalid: nothing was ever given out to it here.
@@ -232,6 +242,14 @@ class Authority:
         if not held or held[0].kind not in {"agent", "analyst", "server"}:
             raise RequestInvalid("this authority has no such certificate to renew, or it was revoked")
         return held[0]
+
+    def _check_due(self, held: Issued) -> None:
+        now, begun = self._now(), held.issued - make.BACKDATED  # counted as the agent does, by what is written in it
+        if now < begun + (held.ends - begun) / 2:
+            raise RequestInvalid("a certificate is renewed in the second half of its life")
+        lately = [one for one in self._index.find(subject=held.subject) if one.issued > now - timedelta(days=1)]
+        if len(lately) >= MOST_A_DAY:
+            raise RequestInvalid("it got too many certificates within a day; try again tomorrow")
 
     def _put_issuer(self, issuer: make.Issuer) -> None:
         keys.check_replaceable(self._folder, "issuer", self._unlock)

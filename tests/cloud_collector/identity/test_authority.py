@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from cloud_collector.errors import ConfigInvalid, RequestInvalid
 from cloud_collector.secret import hashed
 from edge_agg.identity.credentials import identity_of
 from edge_agg.identity.request import Request
-from tests.cloud_collector.fleet import DOMAIN, LIFE, Fleet
+from tests.cloud_collector.fleet import DOMAIN, LIFE, Fleet, aged
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -218,7 +219,7 @@ def test_serials_are_random_and_on_record(fleet: Fleet) -> None:
 
 def test_a_renewal_is_for_the_same_identity_and_never_after_a_revocation(fleet: Fleet) -> None:
     """Whose it is stands on record; who was revoked, by serial or by identity, renews nothing more."""
-    first = leaf(fleet.holder("acme", "jfk").chain)
+    first = leaf(fleet.holder("acme", "jfk", now=aged).chain)
     with fleet.authority() as authority:
         second = leaf(authority.renew(first.serial_number, csr()))
         assert identity_of(second) == identity_of(first)
@@ -234,6 +235,74 @@ def test_a_renewal_is_for_the_same_identity_and_never_after_a_revocation(fleet: 
             authority.renew(12345, csr())
     denied = (fleet.pki / "denied.txt").read_text()
     assert all(f"serial:{one.serial_number:x}" in denied for one in (first, second))
+
+
+def renewed_at_most(at: Path, asked: timedelta, times: int) -> int:
+    """How many of so many renewals of one serial are given, that long after its issue."""
+    fleet, now = Fleet(at), datetime.now(UTC)
+    held, given = leaf(fleet.holder("acme", "jfk", now=lambda: now - asked).chain), 0
+    with fleet.authority(now=lambda: now) as authority:
+        for _ in range(times):
+            with contextlib.suppress(RequestInvalid):
+                authority.renew(held.serial_number, csr())
+                given += 1
+    return given
+
+
+def test_a_certificate_is_renewed_in_the_second_half_of_its_life_and_so_often_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stolen key gets few certificates; an agent asks at two thirds, so it never asks in vain.
+
+    Mutant: a renewal is not looked at.
+    """
+    folders = iter(tmp_path / str(n) for n in range(10))
+
+    def given(asked: timedelta, times: int) -> int:
+        at = next(folders)
+        at.mkdir()
+        return renewed_at_most(at, asked, times)
+
+    assert given(LIFE * 0.49, 1) == 0
+    assert given(LIFE * 0.5, 1) == 1
+    begins = -make.BACKDATED
+    assert given(begins + (LIFE + make.BACKDATED) * 2 / 3, 20) == folder.MOST_A_DAY
+    with monkeypatch.context() as mutant:
+        mutant.setattr(Authority, "_check_due", lambda self, held: None)
+        assert given(HOUR, 20) == 20
+
+
+def test_the_day_after_it_is_renewed_again(fleet: Fleet) -> None:
+    """A device that could keep nothing of what came, as with a full disk, is not shut out for good."""
+    now = datetime.now(UTC)
+    held = leaf(fleet.holder("acme", "jfk", now=lambda: now - LIFE * 0.7).chain)
+    for day in range(3):
+        with fleet.authority(now=lambda day=day: now + timedelta(days=day)) as authority:
+            for _ in range(folder.MOST_A_DAY):
+                authority.renew(held.serial_number, csr())
+            with pytest.raises(RequestInvalid, match="within a day"):
+                authority.renew(held.serial_number, csr())
+
+
+def check_many_revoked(fleet: Fleet) -> None:
+    chains = [leaf(fleet.holder("acme", "jfk").chain) for _ in range(denylist.MOST_LINES + 1)]
+    subject, path = f"spiffe://{DOMAIN}/acme/jfk", fleet.pki / "denied.txt"
+    lines = len(path.read_text().splitlines())
+    with fleet.authority() as authority:
+        assert len(authority.revoke(subject=subject)) == len(chains)
+        assert authority.revoke(subject=subject) == []
+    assert len(path.read_text().splitlines()) == lines + 1
+    assert all(DenyList(path).denies(serial=one.serial_number, spiffe_id=subject, fingerprints=()) for one in chains)
+
+
+def test_a_subject_of_many_certificates_takes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list stays short, and all of them are denied. Mutant: a line each."""
+    (tmp_path / "real").mkdir()
+    check_many_revoked(Fleet(tmp_path / "real"))
+    monkeypatch.setattr(denylist, "by_subject", lambda issued: False)
+    (tmp_path / "mutant").mkdir()
+    with pytest.raises(AssertionError):
+        check_many_revoked(Fleet(tmp_path / "mutant"))
 
 
 def check_revoked_beside(fleet: Fleet, name: str, before: str | None) -> None:

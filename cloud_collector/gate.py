@@ -57,6 +57,9 @@ ALLOWED: dict[str, frozenset[Kind]] = {
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset({Kind.ANALYST}),
 }
 """Who may call what, over TLS; local callers may call everything."""
+MAX_CHAIN_BYTES = 16 * 1024
+MAX_CHAIN = 8
+"""Certificates in PEM that a caller may show, their own among them; TLS itself takes six times as much."""
 _caller: ContextVar[Caller] = ContextVar("caller")
 
 
@@ -122,7 +125,8 @@ class Identification:
         return found
 
     def _certified(self, certificate: bytes, chain: bytes) -> Caller:
-        shown = _shown(certificate, chain)
+        long = len(certificate) + len(chain) > MAX_CHAIN_BYTES or chain.count(b"-----BEGIN") > MAX_CHAIN
+        shown = None if long else _shown(certificate, chain)  # what is kept of callers is bounded in bytes
         if shown is not None:
             name_caller(shown.text)
         if shown is None or shown.id.domain != self._domain or not shown.begins <= self._now() < shown.ends:

@@ -3,11 +3,12 @@
 Place: step 9 of an event's path, before the service; what it found out travels beside the call as :func:`caller`.
 Invariants: an identity is a certificate's one SPIFFE id or a token's row, never a word of the request; a method that
 ALLOWED does not name is for nobody but local callers; the certificate's end, the list of what is denied and the token
-are looked at in every call, whatever the connection's age.
+are looked at in every call, whatever the connection's age; an answer that is not read in time is let go of.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import secrets
@@ -29,7 +30,7 @@ from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
 from edge_agg.contract.spiffe import SpiffeId
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from datetime import datetime
 
     from cloud_collector.denied import DenyList
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 PUSHBACK_MS = (200, 1000)
 """The least and most that an overloaded collector asks its callers to wait; each is told a random time between."""
+HAND_OUT_S = 60.0
+"""How long a caller may take to read one answer, in all, while it counts as in work."""
 _ANYBODY = frozenset({Kind.AGENT, Kind.ANALYST, Kind.STRANGER})
 ALLOWED: dict[str, frozenset[Kind]] = {
     "/edge_agg.contract.v1.CollectorService/PushReleases": frozenset({Kind.AGENT}),
@@ -213,8 +216,7 @@ def _guarded(handler: Handler, method: str, enter: Callable[[str, Context], Awai
             await inner(request, context)
             return
         async with contextlib.aclosing(inner(request, context)) as parts:
-            async for part in parts:
-                await context.write(part)
+            await _hand_out(method, parts, context)
 
     made = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -227,6 +229,23 @@ def _guarded(handler: Handler, method: str, enter: Callable[[str, Context], Awai
         body, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
     )
     return guarded
+
+
+async def _hand_out(method: str, parts: AsyncGenerator[Any, None], context: Context) -> None:
+    """Send an answer's parts; a caller who does not read them in time keeps the stream, but no place of others'."""
+    left, loop = HAND_OUT_S, asyncio.get_running_loop()
+    async for part in parts:
+        began, writing = loop.time(), asyncio.ensure_future(context.write(part))
+        try:
+            sent, _ = await asyncio.wait({writing}, timeout=left)
+            if not sent:
+                await parts.aclose()
+            await writing  # a call takes no status before that: whoever never reads hears none, and ends with age
+            if not sent:
+                await refuse(method, context, Refusal.OVERLOADED)
+        finally:
+            writing.cancel()
+        left -= loop.time() - began
 
 
 async def refuse(method: str, context: Context, refusal: Refusal) -> None:

@@ -153,7 +153,10 @@ def protect(
 @_FOLDER
 @click.argument("target")
 def revoke(folder: Path, target: str) -> None:
-    """Deny TARGET for good: a serial in hex, or a SPIFFE id, which means all its certificates and tokens so far."""
+    """Deny TARGET for good: a serial in hex, or a SPIFFE id, all of whose certificates so far are meant.
+
+    One-time tokens that are out for the id are used up. An analyst's bearer tokens stay: see `token revoke`.
+    """
     with _authority(folder) as authority:
         from cloud_collector.authority.denylist import by_subject
 
@@ -174,6 +177,8 @@ def revoke(folder: Path, target: str) -> None:
                 click.echo(f"denied {one.serial:x} {one.subject}")
         if not denied:
             click.echo("no certificate of it was still valid")
+        if any(one.kind == "analyst" for one in denied):
+            click.echo("bearer tokens of an analyst stay; `cloud-collector token revoke` ends them", err=True)
         click.echo(f"the collector's denied_file must be {folder / 'denied.txt'}, or a copy of it", err=True)
 
 

@@ -223,7 +223,7 @@ class Authority:
         than the list takes one by one, the subject itself is denied.
 
         Raises:
-            RequestInvalid: nothing was ever given out to it here.
+            RequestInvalid: nothing was ever given out to it here; or it is a root, which only `ca_file` can leave out.
         """
         now = self._now()
         with self._index.changing():
@@ -231,7 +231,9 @@ class Authority:
             voided = 0 if subject is None else self._index.void_tokens(subject, now)
             if not known and not voided:
                 raise RequestInvalid("this authority gave nothing out to it; is the serial or the id right?")
-            chosen = [one for one in known if one.revoked is None and one.ends > now and one.kind != "root"]
+            if any(one.kind == "root" for one in known):
+                raise RequestInvalid("a root is not revoked: take it out of the collector's ca_file")
+            chosen = [one for one in known if one.revoked is None and one.ends > now]
             for one in chosen:
                 self._index.revoke(one.serial, now)
             denylist.append(self._folder, chosen)

@@ -109,6 +109,26 @@ def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
     assert "denied.txt" in run("ca", "revoke", home / "pki", f"{first:x}").stderr
 
 
+def test_a_root_cannot_be_revoked_and_that_is_said(home: Path) -> None:
+    """Denying nothing is not success. The issuer below it can be, by its serial; mutant: roots are passed over."""
+    for name, code in (("root", 3), ("issuer", 0)):
+        certificate = x509.load_pem_x509_certificate((home / "pki" / f"{name}.pem").read_bytes())
+        done = run("ca", "revoke", home / "pki", f"{certificate.serial_number:x}")
+        assert (done.exit_code, "ca_file" in done.stderr.replace("denied_file", "")) == (code, name == "root")
+
+
+def test_revoking_an_analyst_says_that_bearer_tokens_stay(home: Path) -> None:
+    """They are another command's: whoever ends an analyst's certificates must know where the rest is."""
+    config = home / "collector.toml"
+    ok("ca", "issue", home / "pki", "--analyst", "ann", "--tenant", "acme", "--out", home / "ann")
+    ok("token", "issue", "ann", "--tenant", "acme", "--config", config)
+    done = run("ca", "revoke", home / "pki", "spiffe://fleet.example/acme/analyst/ann")
+    assert "`cloud-collector token revoke`" in done.stderr
+    assert "revoked" not in ok("token", "list", "--config", config)
+    ok("ca", "issue", home / "pki", "--agent", "jfk", "--tenant", "acme", "--out", home / "jfk")
+    assert "token" not in run("ca", "revoke", home / "pki", "spiffe://fleet.example/acme/jfk").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -88,7 +88,9 @@ class _Shown:
     begins: datetime
     ends: datetime
     fingerprints: tuple[str, ...]
-    """sha256 in hex, of every form: its own, then those of the issuers that came with it."""
+    """sha256 of the certificate in hex, of every form."""
+    of_issuers: tuple[str, ...]
+    """The same of the issuers that came with it."""
 
 
 class Identification:
@@ -134,10 +136,11 @@ class Identification:
             name_caller(shown.text)
         if shown is None or shown.id.domain != self._domain or not shown.begins <= self._now() < shown.ends:
             raise Refused(Refusal.UNAUTHENTICATED)
-        if self._denied.denies(serial=shown.serial, spiffe_id=shown.text, fingerprints=shown.fingerprints):
+        prints = shown.fingerprints + shown.of_issuers
+        if self._denied.denies(serial=shown.serial, spiffe_id=shown.text, fingerprints=prints):
             raise Refused(Refusal.REVOKED)
         plans = self._scopes.plans(shown.id.tenant, shown.id.name) if shown.id.analyst else None
-        return Caller.of(shown.id, serial=shown.serial, ends=shown.ends, plans=plans)
+        return Caller.of(shown.id, serial=shown.serial, fingerprints=shown.fingerprints, ends=shown.ends, plans=plans)
 
 
 @lru_cache(maxsize=4096)
@@ -157,7 +160,8 @@ def _shown(certificate: bytes, chain: bytes) -> _Shown | None:
         serial=own.serial_number,
         begins=own.not_valid_before_utc,
         ends=own.not_valid_after_utc,
-        fingerprints=tuple(form for one in (own, *issuers) for form in fingerprints(one)),
+        fingerprints=fingerprints(own),
+        of_issuers=tuple(form for one in issuers for form in fingerprints(one)),
     )
 
 

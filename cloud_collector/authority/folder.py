@@ -25,7 +25,7 @@ from edge_agg.contract.errors import IdentityInvalid
 from edge_agg.contract.spiffe import SpiffeId, is_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -152,8 +152,14 @@ class Authority:
         with self._index.changing():
             return self._client(SpiffeId.parse(self._index.use_token(token, self._now())), key, make.CLIENT_LIFE)
 
-    def renew(self, serial: int, csr: bytes) -> bytes:
+    def renew(self, serial: int, csr: bytes, fingerprints: Collection[str]) -> bytes:
         """The next certificate of the same identity over another key.
+
+        Args:
+            serial: of the present certificate.
+            csr: the request over the next key.
+            fingerprints: sha256 of the present certificate in hex, in every form: a serial is one issuer's word, and
+                others that the collector trusts may have used it for somebody else.
 
         Raises:
             RequestInvalid: nothing to renew; not half of its life is over; or MOST_A_DAY were given out in a day.
@@ -161,6 +167,8 @@ class Authority:
         key = make.key_of_request(csr)
         with self._index.changing():
             held = self._renewable(serial)
+            if held.fingerprint not in fingerprints:
+                raise RequestInvalid("this authority did not issue that certificate")
             if held.kind == "server":
                 raise RequestInvalid("a server's certificate is renewed by `cloud-collector ca renew`")
             self._check_due(held)

@@ -19,12 +19,14 @@ from cloud_collector.authority import denylist, folder
 from cloud_collector.authority import index as room
 from cloud_collector.authority.folder import Authority
 from cloud_collector.authority.index import Index
-from cloud_collector.denied import DenyList
+from cloud_collector.denied import DenyList, fingerprints
 from cloud_collector.errors import ConfigInvalid, RequestInvalid
 from cloud_collector.secret import hashed
+from edge_agg.contract.v1 import enrollment_pb2
+from edge_agg.contract.v1.enrollment_pb2_grpc import EnrollmentServiceStub
 from edge_agg.identity.credentials import identity_of
 from edge_agg.identity.request import Request
-from tests.cloud_collector.fleet import DOMAIN, LIFE, Fleet, aged
+from tests.cloud_collector.fleet import DOMAIN, LIFE, Fleet, aged, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +48,10 @@ def csr(key: Any = None, **claims: Any) -> bytes:
 
 def leaf(chain: bytes) -> x509.Certificate:
     return x509.load_pem_x509_certificate(chain)
+
+
+def renewed(authority: Authority, held: x509.Certificate) -> x509.Certificate:
+    return leaf(authority.renew(held.serial_number, csr(), fingerprints(held)))
 
 
 def test_a_token_says_whose_certificate_it_is(fleet: Fleet) -> None:
@@ -181,13 +187,13 @@ def lives_after_another_issuer(at: Path, *, forget: bool = False) -> list[timede
     agent = leaf(fleet.holder("acme", "jfk", now=lambda: late).chain)
     out = fleet.hand_out("late", fleet.server(now=lambda: late))
     with fleet.authority(now=lambda: later) as authority:
-        agent = leaf(authority.renew(agent.serial_number, csr()))
+        agent = renewed(authority, agent)
         authority.renew_in(out)
         if forget:
             authority._index._db.execute("DROP TABLE lives")
     with fleet.authority(now=lambda: later + HOUR / 24) as authority:
         authority.renew_issuer()
-        agent = leaf(authority.renew(agent.serial_number, csr()))
+        agent = renewed(authority, agent)
         authority.renew_in(out)
     server = leaf((out / "cert.pem").read_bytes())
     return [one.not_valid_after_utc - one.not_valid_before_utc - make.BACKDATED for one in (agent, server)]
@@ -221,7 +227,7 @@ def test_a_renewal_is_for_the_same_identity_and_never_after_a_revocation(fleet: 
     """Whose it is stands on record; who was revoked, by serial or by identity, renews nothing more."""
     first = leaf(fleet.holder("acme", "jfk", now=aged).chain)
     with fleet.authority() as authority:
-        second = leaf(authority.renew(first.serial_number, csr()))
+        second = renewed(authority, first)
         assert identity_of(second) == identity_of(first)
         assert {one.serial for one in authority.revoke(subject=f"spiffe://{DOMAIN}/acme/jfk")} == {
             first.serial_number,
@@ -229,12 +235,39 @@ def test_a_renewal_is_for_the_same_identity_and_never_after_a_revocation(fleet: 
         }
         for one in (first, second):
             with pytest.raises(RequestInvalid):
-                authority.renew(one.serial_number, csr())
+                renewed(authority, one)
         assert authority.revoke(serial=first.serial_number) == []
         with pytest.raises(RequestInvalid):
-            authority.renew(12345, csr())
+            authority.renew(12345, csr(), ())
     denied = (fleet.pki / "denied.txt").read_text()
     assert all(f"serial:{one.serial_number:x}" in denied for one in (first, second))
+
+
+def check_another_authority(at: Path) -> None:
+    for name in ("ours", "theirs"):
+        (at / name).mkdir(parents=True)
+    fleet, other = Fleet(at / "ours"), Fleet(at / "theirs")
+    serial = leaf(fleet.holder("acme", "jfk", now=aged).chain).serial_number
+    with pytest.MonkeyPatch.context() as chosen:
+        chosen.setattr(x509, "random_serial_number", lambda: serial)
+        same = other.holder("acme", "lga", now=aged)
+    (at / "both.pem").write_bytes(fleet.anchors + other.anchors)
+    with fleet.serving(ca_file=at / "both.pem") as served, same.channel(served.address, fleet.anchors) as channel:
+        stub, asked = EnrollmentServiceStub(channel), enrollment_pb2.RenewRequest(csr=csr())
+        assert refusal(lambda: stub.Renew(asked, timeout=20)) == "enrollment_refused"
+
+
+def test_a_serial_of_another_authority_is_nobody_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two CAs in `ca_file`, a serial alone names two certificates. Mutant: the serial decides whose it is."""
+    check_another_authority(tmp_path / "real")
+    real = Authority.renew
+
+    def by_serial(self: Authority, serial: int, sent: bytes, _: object) -> bytes:
+        return real(self, serial, sent, {one.fingerprint for one in self.certificates()})
+
+    monkeypatch.setattr(Authority, "renew", by_serial)
+    with pytest.raises(pytest.fail.Exception):
+        check_another_authority(tmp_path / "mutant")
 
 
 def renewed_at_most(at: Path, asked: timedelta, times: int) -> int:
@@ -244,7 +277,7 @@ def renewed_at_most(at: Path, asked: timedelta, times: int) -> int:
     with fleet.authority(now=lambda: now) as authority:
         for _ in range(times):
             with contextlib.suppress(RequestInvalid):
-                authority.renew(held.serial_number, csr())
+                renewed(authority, held)
                 given += 1
     return given
 
@@ -279,9 +312,9 @@ def test_the_day_after_it_is_renewed_again(fleet: Fleet) -> None:
     for day in range(3):
         with fleet.authority(now=lambda day=day: now + timedelta(days=day)) as authority:
             for _ in range(folder.MOST_A_DAY):
-                authority.renew(held.serial_number, csr())
+                renewed(authority, held)
             with pytest.raises(RequestInvalid, match="within a day"):
-                authority.renew(held.serial_number, csr())
+                renewed(authority, held)
 
 
 def check_many_revoked(fleet: Fleet) -> None:
@@ -334,7 +367,7 @@ def test_a_servers_certificate_is_renewed_by_hand_alone(fleet: Fleet) -> None:
     before = leaf((out / "cert.pem").read_bytes())
     with fleet.authority() as authority:
         with pytest.raises(RequestInvalid, match="server"):
-            authority.renew(before.serial_number, csr())
+            renewed(authority, before)
         authority.renew_in(out)
     after = leaf((out / "cert.pem").read_bytes())
     names = [one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value for one in (before, after)]

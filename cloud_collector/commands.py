@@ -58,9 +58,11 @@ def issue_token(name: str, tenant: str, plans: tuple[str, ...], days: int, confi
         from cloud_collector.tokens import Tokens
 
         now, told = datetime.now(UTC), settings.load(config)
+        known = {
+            one.plan.name for one in registry(told).list(tenant)
+        }  # first: it may fail, and a token is printed once
         with contextlib.closing(Tokens(told.tokens_path)) as tokens:
             given = tokens.issue(tenant, name, plans=plans or None, now=now, ends=now + timedelta(days=days))
-        known = {one.plan.name for one in registry(told).list(tenant)}
         for plan in sorted(set(plans) - known):
             click.echo(f"note: no plan of {tenant} is registered as {plan!r} yet", err=True)
         click.echo(given[1])

@@ -8,15 +8,18 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
-from cloud_collector import client
+from cloud_collector import client, shared_plans
 from cloud_collector.__main__ import cli
 from cloud_collector.config import load
-from cloud_collector.errors import AccessDenied, ConfigInvalid
+from cloud_collector.errors import AccessDenied, ConfigInvalid, StoreFailed
 from edge_agg.identity.credentials import identity_of
 from tests.cloud_collector.front import PLAN_TEXT, running
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cloud_collector.config import Config
+    from cloud_collector.plans import PlanRegistry
 
 CONFIG = """
 [collector]
@@ -82,6 +85,18 @@ def test_a_token_is_issued_used_listed_and_revoked(home: Path) -> None:
     unknown = run("token", "revoke", "00000000", "--config", config)
     assert (unknown.exit_code, "no token has this id" in unknown.stderr) == (3, True)
     assert "revoked" in ok("token", "list", "--config", config)
+
+
+def test_a_registry_that_fails_leaves_no_token(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that nobody was told would be valid until somebody looks. Mutant: the registry is read afterwards."""
+
+    def unreachable(config: Config) -> PlanRegistry:
+        raise StoreFailed("the bucket does not answer")
+
+    monkeypatch.setattr(shared_plans, "registry", unreachable)
+    done = run("token", "issue", "ann", "--tenant", "acme", "--config", home / "collector.toml")
+    assert (done.exit_code, done.stdout) == (5, "")
+    assert "ann" not in ok("token", "list", "--config", home / "collector.toml")
 
 
 def test_an_analyst_with_a_certificate_asks(home: Path) -> None:

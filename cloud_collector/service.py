@@ -20,6 +20,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
+from datetime import UTC, datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
@@ -173,7 +174,14 @@ class CollectorService(CollectorServiceServicer):
     """Takes batches of releases, and hears how far agents are."""
 
     def __init__(
-        self, landing: Keeps, lookup: Lookup, *, door: Door, max_batch: int, contacts: Contacts | None = None
+        self,
+        landing: Keeps,
+        lookup: Lookup,
+        *,
+        door: Door,
+        max_batch: int,
+        contacts: Contacts | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._landing = landing
         self._contacts = Contacts() if contacts is None else contacts
@@ -181,6 +189,7 @@ class CollectorService(CollectorServiceServicer):
         self._lookup = lookup
         self._door = door
         self._max_batch = max_batch
+        self._now = now
 
     async def PushReleases(  # noqa: N802  # the contract's name
         self, request: collector_pb2.PushReleasesRequest, context: Context
@@ -215,10 +224,13 @@ class CollectorService(CollectorServiceServicer):
 
     def _admit_now(self, batch: Sequence[SealedRelease], sender: Caller) -> list[Admitted | Refusal]:
         judged: list[Admitted | Refusal] = []
-        lookup = cache(partial(self._lookup, tenant=sender.tenant))  # a batch is mostly of one plan: look once
+        lookup, now = (
+            cache(partial(self._lookup, tenant=sender.tenant)),
+            self._now(),
+        )  # a batch is mostly of one plan: look once
         for one in batch:
             try:
-                judged.append(admit(one.header, one.payload, lookup, sender.sends_for))
+                judged.append(admit(one.header, one.payload, lookup, sender.sends_for, now))
             except Refused as error:
                 judged.append(error.refusal)
         return judged

@@ -26,10 +26,11 @@ from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
 from edge_agg.contract.v1 import collector_pb2, query_pb2
 from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceStub, add_CollectorServiceServicer_to_server
 from edge_agg.contract.v1.query_pb2_grpc import QueryServiceStub, add_QueryServiceServicer_to_server
-from tests.cloud_collector.front import PLAN, FakeRegistry, registered, release, request
+from tests.cloud_collector.front import PLAN, FakeRegistry, registered, release, request, week
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from datetime import datetime
 
     from edge_agg.contract.plan import Plan
     from edge_agg.contract.release import Release, Sealed
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from edge_agg.contract.v1.query_pb2_grpc import QueryServiceAsyncStub
 
 CANARY = "canary-4711"
+LATER = week(50)
 ACCEPTED, DUPLICATE, REFUSED = (
     (collector_pb2.OUTCOME_ACCEPTED, ""),
     (collector_pb2.OUTCOME_DUPLICATE, ""),
@@ -99,12 +101,13 @@ async def opened(
     *,
     max_batch: int = 4,
     max_calls: int = 8,
+    now: datetime = LATER,
 ) -> AsyncIterator[Doors]:
     landing = FakeLanding() if landing is None else landing
     failures: list[str] = []
     door = Door(max_calls=max_calls, threads=2, store_failed=lambda: failures.append("store"))
     server = grpc.aio.server(interceptors=[Gate(local)])
-    collector = CollectorService(landing, lookup, door=door, max_batch=max_batch)  # type: ignore[arg-type]  # a fake
+    collector = CollectorService(landing, lookup, door=door, max_batch=max_batch, now=lambda: now)  # type: ignore[arg-type]  # a fake
     query = QueryService(FakeRegistry(registered("a", "b")), FakeAnswers(answer), door=door)  # type: ignore[arg-type]  # a fake
     add_CollectorServiceServicer_to_server(collector, server)
     add_QueryServiceServicer_to_server(query, server)
@@ -194,6 +197,19 @@ def test_an_unknown_plan_is_refused_and_never_landed() -> None:
             assert [(one.outcome, one.refusal) for one in answer.receipts] == [(REFUSED, "plan_unknown")]
 
     asyncio.run(run())
+
+
+def test_a_window_that_is_not_yet_is_refused_and_never_landed() -> None:
+    """By the collector's clock; its neighbour is taken. Mutant: a clock to which all is past."""
+
+    async def outcomes(now: datetime) -> list[tuple[int, str]]:
+        async with opened(now=now) as doors:
+            answer = await doors.push.PushReleases(request(release("a", 2), release("a", 4)))
+            assert len(doors.landing.landed) == sum(one.outcome != REFUSED for one in answer.receipts)
+            return [(one.outcome, one.refusal) for one in answer.receipts]
+
+    assert asyncio.run(outcomes(week(2))) == [ACCEPTED, (REFUSED, "window_ahead")]
+    assert asyncio.run(outcomes(LATER)) == [ACCEPTED, ACCEPTED]
 
 
 def _raised(plan: Plan) -> Plan:

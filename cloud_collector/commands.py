@@ -29,6 +29,10 @@ Exit codes:
   3  a config, plan or request is invalid: fix what is named
   5  the store failed: look at the disk
 """
+CODE_OF_CHECK = "  4  fleet --check: somebody is fenced, lost or offline\n"
+DIFFERS = 8
+"""What `verify` ends with; a code of its own, for 1 is whatever went wrong while it looked."""
+CODE_OF_VERIFY = f"  {DIFFERS}  verify: the stores differ\n"
 _CONFIG = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

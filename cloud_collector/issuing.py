@@ -52,7 +52,7 @@ def init(folder: Path, trust_domain: str, passphrase_file: Path | None, root_pas
         Authority.init(folder, trust_domain, now=datetime.now(UTC), unlock=unlock)
         with Authority.opened(folder) as authority:
             click.echo(f"sha256 of the root: {authority.fingerprint}")
-        click.echo(f"now move {folder / 'root.key'} to a safe place; only `ca renew --issuer` needs it")
+        click.echo(f"now move {folder / 'root.key'} to a safe place; only `ca renew {folder} --issuer` needs it")
 
 
 @ca.command()

@@ -10,6 +10,9 @@ from cryptography import x509
 
 from cloud_collector import client, shared_plans
 from cloud_collector.__main__ import cli
+from cloud_collector.authority import certificate as make
+from cloud_collector.authority.denylist import MOST_LINES
+from cloud_collector.authority.folder import Authority
 from cloud_collector.config import load
 from cloud_collector.errors import AccessDenied, ConfigInvalid, StoreFailed
 from edge_agg.identity.credentials import identity_of
@@ -130,6 +133,19 @@ def test_a_root_cannot_be_revoked_and_that_is_said(home: Path) -> None:
         certificate = x509.load_pem_x509_certificate((home / "pki" / f"{name}.pem").read_bytes())
         done = run("ca", "revoke", home / "pki", f"{certificate.serial_number:x}")
         assert (done.exit_code, "ca_file" in done.stderr.replace("denied_file", "")) == (code, name == "root")
+
+
+def test_revoking_many_certificates_says_that_the_name_is_out(home: Path) -> None:
+    """And how it gets in again: an operator would not know why the next enrollment is refused."""
+    with Authority.opened(home / "pki") as authority:
+        for _ in range(MOST_LINES + 1):
+            authority.issue_client(authority.id_of("acme", "jfk"), make.new_key().public_key(), make.CLIENT_LIFE)
+    subject = "spiffe://fleet.example/acme/jfk"
+    told = ok("ca", "revoke", home / "pki", subject)
+    assert told.startswith(f"denied {subject}: {MOST_LINES + 1} certificates")
+    assert "to let the name in again" in told
+    assert len(told.splitlines()) == 2
+    assert f"id:{subject} " in (home / "pki" / "denied.txt").read_text()
 
 
 def test_revoking_an_analyst_says_that_bearer_tokens_stay(home: Path) -> None:

@@ -339,6 +339,8 @@ def _mapped(error: grpc.RpcError) -> CollectorError:
     refusals = [str(one.value) for one in error.trailing_metadata() or () if one.key == REFUSAL_KEY]
     if Refusal.STORE_FAILED in refusals:
         return StoreFailed("the collector's disk failed: tell the people who run it")
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and Refusal.OVERLOADED not in refusals:
+        return QuestionInvalid("the question is larger than the collector takes")  # gRPC's own limit has this code too
     gone = CollectorUnreachable("the collector went away: start it with `cloud-collector serve`, then connect again")
     slow = CollectorUnreachable("no answer in time: ask for less, or connect with a longer timeout_s")
     known: dict[grpc.StatusCode, CollectorError] = {

@@ -8,10 +8,12 @@ import socket
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
+import grpc
 import polars as pl
 import pytest
 
 import cloud_collector
+from cloud_collector import client as room
 from cloud_collector.client import Client
 from cloud_collector.config import Config, PlanEntry
 from cloud_collector.coverage import REASONS
@@ -201,6 +203,26 @@ def test_an_overloaded_or_failing_collector(url: str, monkeypatch: pytest.Monkey
         assert type(raised.value) is CollectorError
         assert "request id" in str(raised.value)
         assert "canary" not in str(raised.value)
+
+
+def test_a_question_over_the_size_limit_is_not_asked_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of gRPC refuses it with the status of overload, but the same question would be refused again.
+
+    Mutant: the status alone decides.
+    """
+    large = {"carrier": ["x" * 1000] * 1100}
+    with cloud_collector.connect(url) as client:
+        with pytest.raises(QuestionInvalid, match="larger than the collector takes"):
+            client.estimate("flights", "departures", where=large)
+        real = room._mapped
+
+        def by_status(error: grpc.RpcError) -> CollectorError:
+            overloaded = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return Overloaded("ask again") if overloaded else real(error)
+
+        monkeypatch.setattr(room, "_mapped", by_status)
+        with pytest.raises(Overloaded):
+            client.estimate("flights", "departures", where=large)
 
 
 def test_the_public_face_is_what_the_readme_shows() -> None:

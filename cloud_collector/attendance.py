@@ -89,7 +89,9 @@ class Roster:
         """Find out; raises QuestionInvalid."""
         seen = rows.seen()
         expected = expected_of(registered, seen, absences.facts.named)
-        grid = Grid.of(asked, [first for _, first, _ in seen], [last for _, _, last in seen])
+        grid = Grid.of(
+            asked, [first for _, first, _ in seen], [last for _, _, last in seen], now_us=absences.due.now_us
+        )
         nodes = asked.select_nodes({*expected, *(node for node, _, _ in seen)})
         return cls(grid=grid, nodes=nodes, expected=expected, rows=rows, absences=absences)
 

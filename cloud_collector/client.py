@@ -168,7 +168,8 @@ class Client:
             every: the length of a time bucket, a multiple of the plan's window ("28d"); one bucket when absent.
             where: partition -> the keys to keep; of a discovered one, any text.
             start: the first instant; the earliest window that landed when absent.
-            end: the first instant after; the end of the latest window that landed when absent.
+            end: the first instant after; when absent, the end of the latest window that landed, at most of the one that
+                now lies in.
             version: of the plan; the newest when absent.
             confidence: the probability that an interval covers the truth of the bounded data.
 
@@ -228,7 +229,8 @@ class Client:
                 each window; one bucket when absent.
             nodes: these only.
             start: the first instant; the earliest window that landed when absent.
-            end: the first instant after; the end of the latest window that landed when absent.
+            end: the first instant after; when absent, the end of the latest window that landed, at most of the one that
+                now lies in.
             version: of the plan; the newest when absent.
 
         Returns:

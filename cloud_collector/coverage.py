@@ -80,6 +80,7 @@ class Absences:
     def counted(self, known: Known, start: int, end: int, present: Sequence[int]) -> Counter[str]:
         """What became of the windows of a range that are not here, of a node of which this is known."""
         kept = start if self.retired_us is None else min(max(start, self.retired_us), end)
+        kept = start + -(-(kept - start) // self.due.window_us) * self.due.window_us  # a day may begin within a window
         gone = (kept - start) // self.due.window_us - sum(start <= one < kept for one in present)
         found: Counter[str] = Counter({EXPIRED: gone} if gone > 0 else {})
         found.update({str(what): n for what, n in counted(present, kept, end, known, self.due).items()})

@@ -98,7 +98,7 @@ class Query:
 
         Args:
             question: names a metric of a registered plan; `start_us` and `end_us` lie on the plan's windows and default
-                to the earliest and latest that landed.
+                to the earliest and latest that landed, the latest at most the one that now lies in.
             asker: whose plans and rows there are.
 
         Returns:

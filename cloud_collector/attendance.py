@@ -88,7 +88,10 @@ class Roster:
     def of(cls, asked: Asked, registered: RegisteredPlan, rows: Rows | Rolled, absences: Absences) -> Self:
         """Find out; raises QuestionInvalid."""
         seen = rows.seen()
-        expected = expected_of(registered, seen, absences.facts.named)
+        reported = {node: first for node, first, _ in seen}
+        if absences.retired_us is not None:  # whoever was silent since lies in the landing alone
+            reported |= absences.facts.reported()
+        expected = expected_of(registered, reported, absences.facts.named)
         grid = Grid.of(
             asked, [first for _, first, _ in seen], [last for _, _, last in seen], now_us=absences.due.now_us
         )
@@ -133,20 +136,20 @@ def attended(asked: Asked, roster: Roster, absences: Absences) -> pa.Table:
 
 
 def expected_of(
-    registered: RegisteredPlan, seen: Sequence[tuple[Node, int, int]], told: Mapping[Node, tuple[int, int]]
+    registered: RegisteredPlan, reported: Mapping[Node, int], told: Mapping[Node, tuple[int, int]]
 ) -> dict[Node, tuple[int, int]]:
     """From when until when each node is expected; `roll_call.py` says the same in SQL.
 
     Args:
         registered: the plan, and the nodes that it is registered with.
-        seen: each node that ever reported, with its first window's start and its last window's end.
+        reported: each node that ever reported, with its first window's start, in microseconds since 1970.
         told: from when until when somebody said that nodes are expected. A span that has an end names nobody.
     """
     told = {node: span for node, span in told.items() if node[0] == registered.tenant}
     if not registered.nodes and all(until != END for _, until in told.values()):
-        return {node: (first, END) for node, first, _ in seen} | told
+        return {node: (first, END) for node, first in reported.items()} | told
     by_name: dict[str, list[Node]] = {}
-    for node, _, _ in seen if registered.nodes else ():
+    for node in reported if registered.nodes else ():
         by_name.setdefault(shown(node, registered.tenant), []).append(node)
     named = [node for name in registered.nodes for node in by_name.get(name, [(registered.tenant, name)])]
     return dict.fromkeys(named, (BEGINNING, END)) | told

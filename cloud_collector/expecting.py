@@ -177,7 +177,7 @@ def _roster(landing: Landing, registry: PlanRegistry, newest: RegisteredPlan) ->
                 told = facts.named
                 for node, first in facts.reported().items():
                     firsts[node] = min(first, firsts.get(node, first))
-    expected = expected_of(newest, [(node, first, first) for node, first in firsts.items()], told)
+    expected = expected_of(newest, firsts, told)
     return {agent: (max(0, since), until) for (_, agent), (since, until) in expected.items()}
 
 

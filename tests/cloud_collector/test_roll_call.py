@@ -134,8 +134,10 @@ def by_the_rules(agents: Sequence[Agent], when: Due) -> dict[str, Counter[Standi
         nodes=tuple(one.name for one in agents if one.named == "config"),
         tenant="acme",
     )
-    seen = [(("acme", one.name), start_us(min(one.here)), start_us(max(one.here) + 1)) for one in agents if one.here]
-    expected = expected_of(registered, seen, {("acme", one.name): one.span for one in agents if one.named == "told"})
+    reported = {("acme", one.name): start_us(min(one.here)) for one in agents if one.here}
+    expected = expected_of(
+        registered, reported, {("acme", one.name): one.span for one in agents if one.named == "told"}
+    )
     found: dict[str, Counter[Standing]] = {}
     for one in agents:
         since, until = expected.get(("acme", one.name), (END, END))

@@ -176,16 +176,17 @@ class Client:
         Returns:
             One row a bucket and group, sorted: start, end, the `by` columns, value, lo, hi (null where nothing was
             released), nodes_reporting, nodes_expected, windows_reporting, windows_expected; absent, a struct that
-            counts what is missing by reason, as :meth:`coverage` names them, and "suppressed"; and status: "complete",
-            or the most frequent reason. A histogram has a row a bin, between `bin_lower` and `bin_upper`; quantiles
-            have a row for each `quantile` of the plan.
+            counts what is missing by reason, as :meth:`coverage` names them, and "suppressed"; status: "complete", or
+            the most frequent reason; and note, which says what the numbers leave out. A histogram has a row a bin,
+            between `bin_lower` and `bin_upper`; quantiles have a row for each `quantile` of the plan.
 
             Values are noisy and may be negative; they add up without bias. A value alone is null where noise leaves
             nothing to divide by. An interval covers the noise alone: bias from clipping and bounding is not in it. A
             quantile's interval is made of whole bins.
 
             Where keys are discovered, a window that lacks a key is "suppressed" there: too few units had it. A sum over
-            keys adds up what was released, so it leaves out the suppressed ones.
+            keys adds up what was released, so it leaves out the suppressed ones, and counts a window as suppressed for
+            each key that it lacks of those that the range holds or `where` names.
 
         Raises:
             QuestionInvalid: fix what the text names.
@@ -263,8 +264,11 @@ class Client:
             raise _mapped(error) from None
         with pa.ipc.open_stream(stream) as reader:
             frame = pl.from_arrow(reader.read_all())
+            note = (reader.schema.metadata or {}).get(b"note")
         assert isinstance(frame, pl.DataFrame)
-        return frame
+        if note is None or "note" in frame.columns:  # a partition may have the name
+            return frame
+        return frame.with_columns(note=pl.lit(note.decode()))
 
     def close(self) -> None:
         """Hang up; safe to call twice."""

@@ -85,7 +85,9 @@ def test_an_analyst_asks_in_one_line(c: Client) -> None:
         "windows_expected": pl.Int64(),
         "absent": pl.Struct(dict.fromkeys(REASONS, pl.Int64())),
         "status": pl.String(),
+        "note": pl.String(),
     }
+    assert set(frame["note"]) == {"lo .. hi cover noise only: bias from clipping and bounding is not in them"}
     assert frame["value"].sum() == 6 * 3 * (1 + 2 + 3 + 4)
     assert set(frame["status"]) == {"complete"}
     assert c.estimate("flights", "departures", by=["carrier"], every="14d").equals(frame)

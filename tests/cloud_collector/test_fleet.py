@@ -141,8 +141,6 @@ def test_the_command_speaks_to_people_machines_and_monitors(config: Path) -> Non
     assert {"at", "well", "plans", "worst"} == set(said)
     assert said["plans"][0]["windows"].keys() == {str(one) for one in Standing}
     assert run("fleet", "--check", *there).exit_code == 4
-    assert run("fleet", "--check", "--tenant", "globex", *there).exit_code == 0
-    assert run("fleet", "--check", "--agent", "nobody", *there).exit_code == 0
     chains = run("fleet", "chains", "good", *there).output.splitlines()
     assert len(chains) == 2
     assert chains[1].split()[3:6] == ["6", "6", "0"]
@@ -168,6 +166,37 @@ def test_who_is_expected_is_told_by_name_or_by_file(config: Path, tmp_path: Path
     assert run("fleet", "expect", "x", "--plan", "nothing", *there).exit_code == 3
     assert run("fleet", "expect", "--plan", "flight_delays", *there).exit_code == 2
     assert run("fleet", "expect", "x" * 129, "--plan", "flight_delays", *there).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--plan", "mistyped"), "no plan of this tenant and name"),
+        (("--tenant", "globex"), "no plan of this tenant and name"),
+        (("--agent", "nobody"), "nobody expects an agent of this name"),
+        (("--agent", "good", "--tenant", "globex"), "no plan of this tenant and name"),
+    ],
+)
+def test_a_name_that_is_mistyped_is_not_well(
+    config: Path, words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor that asks about what does not exist is told so, and never that all is well.
+
+    Mutant: a filter that matches nothing is an empty fleet, of which nothing is lost.
+    """
+    for more in ((), ("--check",), ("--json",)):
+        found = run("fleet", *words, *more, "--config", config)
+        assert (found.exit_code, said in found.output) == (3, True)
+    monkeypatch.setattr("cloud_collector.overview.require_there", lambda *_: None)
+    assert run("fleet", "--check", *words, "--config", config).exit_code == 0
+
+
+def test_whoever_is_known_may_be_asked_about(config: Path) -> None:
+    """Who reported though nobody expects it, who is expected and never reported, who is expected no longer."""
+    told(config, "expect", "new")
+    told(config, "unexpect", "new")
+    for name in ("[red]stray", "new", "good"):
+        assert run("fleet", "--agent", name, "--config", config).exit_code == 0
 
 
 @pytest.fixture

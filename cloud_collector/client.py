@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -323,10 +323,9 @@ def _filter(column: str, values: str | Sequence[str]) -> pb.Filter:
 
 def _length_us(every: str) -> int:
     try:
-        length = parse_duration(every)
+        return parse_duration(every) // timedelta(microseconds=1)
     except ValueError as error:
         raise QuestionInvalid(f"every: {error}") from None
-    return to_us(datetime(1970, 1, 1, tzinfo=UTC) + length)
 
 
 def _moment_us(name: str, moment: Moment) -> int:
@@ -335,6 +334,8 @@ def _moment_us(name: str, moment: Moment) -> int:
             moment = datetime.fromisoformat(moment)
         except ValueError:
             raise QuestionInvalid(f"{name}: text must be ISO 8601, for example 2013-01-07") from None
+    if not isinstance(moment, date):
+        raise QuestionInvalid(f"{name}: must be a date, a datetime, or text, for example 2013-01-07") from None
     if not isinstance(moment, datetime):
         moment = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
     return to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))

@@ -123,6 +123,9 @@ def test_a_wider_confidence_is_a_wider_interval(c: Client) -> None:
     ("more", "expected"),
     [
         ({"every": "8d"}, "every: must be a multiple of the plan's window, 7d"),
+        ({"every": "9999999d"}, "every: must be a multiple of the plan's window, 7d"),
+        ({"every": "99999999999d"}, "every: a duration is a whole number and one of"),
+        ({"start": 2013}, "start: must be a date, a datetime, or text"),
         ({"every": "fortnight"}, "every: a duration is a whole number and one of"),
         ({"by": ["dest"]}, "by: the plan has carrier, night, node"),
         ({"where": {"carrier": "ZZ"}}, "where.carrier: the plan's keys are UA, AA, other"),

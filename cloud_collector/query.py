@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 100_000
 """Rows of one answer; a question that asks for more is refused before it is worked on."""
-NOTE = "lo .. hi cover noise only: bias from clipping and bounding is not in them"
-NOTE_DISCOVERED = "sum of released keys only: those that were suppressed are left out; "
+NOTE = "lo .. hi cover noise, not bias"
+NOTE_DISCOVERED = "sum of released keys only; "
 _TIME = pa.timestamp("us", tz="UTC")
 _US = timedelta(microseconds=1)
 

@@ -87,7 +87,7 @@ def test_an_analyst_asks_in_one_line(c: Client) -> None:
         "status": pl.String(),
         "note": pl.String(),
     }
-    assert set(frame["note"]) == {"lo .. hi cover noise only: bias from clipping and bounding is not in them"}
+    assert set(frame["note"]) == {"lo .. hi cover noise, not bias"}
     assert frame["value"].sum() == 6 * 3 * (1 + 2 + 3 + 4)
     assert set(frame["status"]) == {"complete"}
     assert c.estimate("flights", "departures", by=["carrier"], every="14d").equals(frame)

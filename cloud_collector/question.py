@@ -175,8 +175,8 @@ class Grid:
             on_grid = moment is None or (moment - _ORIGIN_US) % window == 0
             require(on_grid, f"{name}: must lie on the plan's windows, {asked.plan.window.every} from 1970-01-05")
         start = question.start_us if question.start_us is not None else min(firsts, default=question.end_us or 0)
-        latest = now_us + window - (now_us - _ORIGIN_US) % window
-        end = question.end_us if question.end_us is not None else max(min(max(lasts, default=start), latest), start)
+        latest = min(max(lasts, default=start), window_end_us(asked.plan, now_us))
+        end = question.end_us if question.end_us is not None else max(latest, start)
         require(start < end or None in {question.start_us, question.end_us}, "end: must lie after start")
         if question.every_us is None:
             return cls(start=start, end=end, window=window, every=max(end - start, window), first=start)
@@ -200,6 +200,11 @@ class Grid:
 def window_us(plan: Plan) -> int:
     """The plan's window in microseconds."""
     return plan.every // timedelta(microseconds=1)
+
+
+def window_end_us(plan: Plan, us: int) -> int:
+    """The end of the plan's window that a moment lies in."""
+    return us + window_us(plan) - (us - _ORIGIN_US) % window_us(plan)
 
 
 def _is_moment(us: int) -> bool:

@@ -89,7 +89,7 @@ class Roster:
         """Find out; raises QuestionInvalid."""
         seen = rows.seen()
         reported = {node: first for node, first, _ in seen}
-        if absences.retired_us is not None:  # whoever was silent since lies in the landing alone
+        if absences.retired_us is not None and not registered.nodes:  # whoever was silent since is in the landing alone
             reported |= absences.facts.reported()
         expected = expected_of(registered, reported, absences.facts.named)
         grid = Grid.of(

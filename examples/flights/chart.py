@@ -26,7 +26,8 @@ def band_chart(frame: pl.DataFrame, *, title: str, y: str, by: str | None = None
     if by is not None:
         base = base.encode(color=alt.Color(f"{by}:N", title=by))
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("lo:Q", title=y), y2="hi:Q")
-    line = base.mark_line().encode(y=alt.Y("value:Q", title=y))
+    dot = alt.OverlayMarkDef(size=16)  # all that shows of a week between two without a value
+    line = base.mark_line(point=dot).encode(y=alt.Y("value:Q", title=y))
     subtitle = "band: 95 % noise interval; bias from clipping and bounding is not in it"
     layered = alt.layer(band, line).properties(title=alt.TitleParams(title, subtitle=subtitle), width=860, height=380)
     return cast("alt.LayerChart", layered)

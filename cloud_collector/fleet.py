@@ -74,6 +74,7 @@ def fleet(
 
         registry = shared_plans.registry(told)
         wanted = overview.Wanted(until=None if until is None else until.replace(tzinfo=UTC), **about)
+        overview.require_there(landing, registry.list(), wanted)
 
         def look() -> overview.Overview:
             return overview.look(landing, registry.list(), wanted, now=datetime.now(UTC), grace=told.grace)

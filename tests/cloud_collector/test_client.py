@@ -87,7 +87,9 @@ def test_an_analyst_asks_in_one_line(c: Client) -> None:
         "windows_expected": pl.Int64(),
         "absent": pl.Struct(dict.fromkeys(REASONS, pl.Int64())),
         "status": pl.String(),
+        "note": pl.String(),
     }
+    assert set(frame["note"]) == {"lo .. hi cover noise, not bias"}
     assert frame["value"].sum() == 6 * 3 * (1 + 2 + 3 + 4)
     assert set(frame["status"]) == {"complete"}
     assert c.estimate("flights", "departures", by=["carrier"], every="14d").equals(frame)
@@ -123,6 +125,9 @@ def test_a_wider_confidence_is_a_wider_interval(c: Client) -> None:
     ("more", "expected"),
     [
         ({"every": "8d"}, "every: must be a multiple of the plan's window, 7d"),
+        ({"every": "9999999d"}, "every: must be a multiple of the plan's window, 7d"),
+        ({"every": "99999999999d"}, "every: a duration is a whole number and one of"),
+        ({"start": 2013}, "start: must be a date, a datetime, or text"),
         ({"every": "fortnight"}, "every: a duration is a whole number and one of"),
         ({"by": ["dest"]}, "by: the plan has carrier, night, node"),
         ({"where": {"carrier": "ZZ"}}, "where.carrier: the plan's keys are UA, AA, other"),

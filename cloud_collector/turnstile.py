@@ -45,7 +45,6 @@ RECEIVE_S = 60.0
 RECEIVE_FROM_STRANGERS_S = 10.0
 """The same for strangers, who have little to say."""
 CHECK = "/grpc.health.v1.Health/Check"
-_OVER = object()  # what comes after a call's last message
 
 
 class Turnstile(grpc.aio.ServerInterceptor):
@@ -82,24 +81,28 @@ class Turnstile(grpc.aio.ServerInterceptor):
         method, streams = handler_call_details.method, handler.request_streaming
         inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
-        async def taken(requests: AsyncIterator[Any], context: Context) -> Any:
-            if streams:
-                return self._messages(method, requests, context)
-            return await self._only(method, requests, context)
+        async def taken(context: Context) -> Any:
+            return self._messages(method, context) if streams else await self._only(method, context)
 
-        async def one(requests: AsyncIterator[Any], context: Context) -> Any:
-            async with self._passed(method, context):
-                return await inner(await taken(requests, context), context)
+        async def one(_: AsyncIterator[Any], context: Context) -> Any:
+            shares = await self._enter(method, context)
+            try:
+                return await inner(await taken(context), context)
+            finally:
+                self._count(shares, -1)
 
-        async def many(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            async with self._passed(method, context):
-                request = await taken(requests, context)
+        async def many(_: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            shares = await self._enter(method, context)
+            try:
+                request = await taken(context)
                 if not inspect.isasyncgenfunction(inner):
                     await inner(request, context)
                     return
                 async with contextlib.aclosing(inner(request, context)) as parts:
                     async for part in parts:
                         yield part
+            finally:
+                self._count(shares, -1)
 
         made, body = (
             (grpc.stream_stream_rpc_method_handler, many)
@@ -112,18 +115,14 @@ class Turnstile(grpc.aio.ServerInterceptor):
         )
         return turned
 
-    @contextlib.asynccontextmanager
-    async def _passed(self, method: str, context: Context) -> AsyncIterator[None]:
-        """Count a call from before it is received until it is answered."""
+    async def _enter(self, method: str, context: Context) -> Iterable[Hashable]:
+        """Count a call, before it is received; what it counts towards, until it is answered."""
         shares = self._shares(method, context)
         crowded = any(self._open[key] >= most for key, most in shares.items())
         if crowded or self._total >= self._max_calls:
             await refuse(method, context, Refusal.OVERLOADED)
         self._count(shares, 1)
-        try:
-            yield
-        finally:
-            self._count(shares, -1)
+        return shares
 
     def _shares(self, method: str, context: Context) -> dict[Hashable, int]:
         """What a call counts towards, and how many calls that may have open."""
@@ -144,24 +143,24 @@ class Turnstile(grpc.aio.ServerInterceptor):
                 del self._open[key]
         metrics.opened(by)
 
-    async def _messages(self, method: str, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def _messages(self, method: str, context: Context) -> AsyncIterator[Any]:
         """The messages of a call that sends a stream of them."""
-        while (message := await self._next(method, requests, context)) is not _OVER:
+        while (message := await self._next(method, context)) is not grpc.aio.EOF:
             yield message
 
-    async def _only(self, method: str, requests: AsyncIterator[Any], context: Context) -> Any:
+    async def _only(self, method: str, context: Context) -> Any:
         """The one request of a call that has one."""
-        request = await self._next(method, requests, context)
-        if request is _OVER:
+        request = await self._next(method, context)
+        if request is grpc.aio.EOF:
             await refuse(method, context, Refusal.MALFORMED)
         return request
 
-    async def _next(self, method: str, requests: AsyncIterator[Any], context: Context) -> Any:
+    async def _next(self, method: str, context: Context) -> Any:
         """A call's next message, if it arrives in time; one that does not may be honest and its link slow."""
         stranger = caller().kind is Kind.STRANGER
         try:
             async with asyncio.timeout(self._receive_from_strangers_s if stranger else self._receive_s):
-                return await anext(aiter(requests), _OVER)
+                return await context.read()
         except TimeoutError:
             await refuse(method, context, Refusal.OVERLOADED)
             raise AssertionError from None  # a refusal raises

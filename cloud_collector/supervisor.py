@@ -231,7 +231,8 @@ async def _serve(name: str, config: Config, pipe: Connection) -> None:
     loop.add_reader(pipe, gone)
     run = server.seal if name == "sealer" else server.serve
     if name == "sealer":
-        os.nice(SEALER_NICE)
+        with contextlib.suppress(OSError):  # where that is forbidden it seals all the same
+            os.nice(SEALER_NICE)
 
     def ready(_: str) -> None:
         garbage.settle()

@@ -7,6 +7,7 @@ Not proved here: that systemd, or a builder of containers, accepts them. (The an
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,6 +71,48 @@ def test_a_careless_unit_is_caught(line: str, mutant: str) -> None:
     assert line in UNIT
     with pytest.raises(AssertionError):
         check_unit(UNIT.replace(line, mutant))
+
+
+NEEDED = {"os.nice": {"getpriority", "setpriority"}}
+"""Of what the code asks for that a service may be refused: the system calls behind it."""
+
+
+def asked_for() -> set[str]:
+    """The names of `os` in NEEDED's kind that our code calls: priorities and limits of the process itself."""
+    kinds = re.compile(r"\b(?:os\.(?:nice|setpriority|sched_set\w+|set[a-z]*[gu]id)|resource\.\w*rlimit)\b")
+    room = DEPLOY.parent / "cloud_collector"
+    return {name for file in room.rglob("*.py") for name in kinds.findall(file.read_text())}
+
+
+def members(name: str) -> set[str]:
+    """The system calls of a set of systemd's; of a call, itself."""
+    if not name.startswith("@"):
+        return {name}
+    said = subprocess.run(["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, check=True)
+    words = [line.strip() for line in said.stdout.splitlines()[1:] if not line.strip().startswith("#")]
+    return set().union(*(members(word) for word in words if word))
+
+
+def allowed(text: str) -> set[str]:
+    """What a unit's filter lets through: the first line says of which kind it is, later ones add and take away."""
+    calls: set[str] = set()
+    for value in settings(text)["SystemCallFilter"]:
+        named = set().union(*(members(word) for word in value.removeprefix("~").split()))
+        calls = calls - named if value.startswith("~") else calls | named
+    return calls
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd's own sets are wanted")
+def test_the_unit_lets_the_code_do_what_it_does() -> None:
+    """Guarantee: what the code asks of the kernel that filters commonly forbid is let through by the unit's.
+
+    Mutant: the unit without the line of its own for the sealer's priority.
+    """
+    assert asked_for() == set(NEEDED), "say which system calls that takes"
+    needed = set().union(*NEEDED.values())
+    assert needed <= allowed(UNIT)
+    assert not allowed(UNIT) & {"sched_setscheduler", "setrlimit", "setuid", "chroot", "reboot"}
+    assert not needed <= allowed(UNIT.replace("SystemCallFilter=setpriority nice\n", ""))
 
 
 def test_the_container_keeps_its_state_outside() -> None:

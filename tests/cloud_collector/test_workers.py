@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import platform
 import signal
 import socket
 import threading
@@ -26,6 +27,7 @@ from cloud_collector.supervisor import SEALER_NICE, _held
 from cloud_collector.turns import turn
 from edge_agg.contract.v1 import collector_pb2
 from tests.cloud_collector.front import PLAN_TEXT, push, release
+from tests.cloud_collector.without import CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,10 +52,14 @@ nodes = ["jfk", "lga"]
 
 @contextlib.contextmanager
 def collector(folder: Path, workers: int = 2) -> Iterator[Running]:
+    with running("cloud_collector", "serve", str(configured(folder, workers)), errors=folder / "log") as server:
+        yield server
+
+
+def configured(folder: Path, workers: int = 2) -> Path:
     (folder / "flights.toml").write_text(PLAN_TEXT)
     (folder / "collector.toml").write_text(CONFIG.format(workers=workers))
-    with running("cloud_collector", "serve", str(folder / "collector.toml"), errors=folder / "log") as server:
-        yield server
+    return folder / "collector.toml"
 
 
 def wait_gone(pids: list[int]) -> list[int]:
@@ -121,6 +127,27 @@ def test_the_sealer_steps_back_for_those_who_take_calls(tmp_path: Path) -> None:
     with collector(tmp_path):
         given = {who: os.getpriority(os.PRIO_PROCESS, _started(tmp_path, who)) for who in ("0", "1", "sealer")}
     assert given == {"0": ours, "1": ours, "sealer": ours + SEALER_NICE}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in CALLS, reason="the filter is written for two kinds of machine")
+def test_a_sealer_that_may_not_step_back_seals_all_the_same(tmp_path: Path) -> None:
+    """Where a service's filter forbids priorities (EPERM) the collector comes up, and its sealer seals.
+
+    Mutant: `os.nice` without its guard; no sealer ever came up.
+    """
+    config = configured(tmp_path)
+    words = ("tests.cloud_collector.without", "setpriority", "serve", str(config))
+    with running(*words, errors=tmp_path / "log") as server:
+        assert os.getpriority(os.PRIO_PROCESS, _started(tmp_path, "sealer")) == os.getpriority(os.PRIO_PROCESS, 0)
+        assert push(server.address, release("jfk", 0)) == [ACCEPTED]
+        for _ in range(100):
+            if events(tmp_path, "releases_sealed"):
+                break
+            time.sleep(0.1)
+        assert events(tmp_path, "releases_sealed")
+        assert page(server, "/ready") == "ready\n"
+        assert events(tmp_path, "worker_died") == []
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ Exit codes:
   2  wrong usage of the command line
   3  a config, plan or request is invalid: fix what is named
   5  the store failed: look at the disk
+  6  a store does not take part now, as a server that is down: try again
 """
 _CONFIG = click.option(
     "--config",
@@ -106,14 +107,14 @@ def revoke_token(token_id: str, config: Path) -> None:
 @contextlib.contextmanager
 def coded() -> Iterator[None]:
     """End in one line and its exit code for each failure that was foreseen."""
-    from cloud_collector.errors import CollectorError, StoreFailed
+    from cloud_collector.errors import CollectorError
     from edge_agg.contract.errors import PlanInvalid
 
     try:
         yield
     except (CollectorError, PlanInvalid) as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(5 if isinstance(error, StoreFailed) else 3)
+        sys.exit(error.exit_code if isinstance(error, CollectorError) else 3)
 
 
 def table_of(*columns: str) -> Table:

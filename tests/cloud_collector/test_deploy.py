@@ -20,6 +20,7 @@ import pytest
 
 from cloud_collector.__main__ import cli
 from cloud_collector.config import CONNECTIONS
+from cloud_collector.errors import ConfigInvalid, StoreFailed, StoreUnavailable
 from cloud_collector.listener import GRACE_S
 from cloud_collector.notify import Notifier
 from cloud_collector.supervisor import DRAIN_S
@@ -36,7 +37,9 @@ def check_unit(text: str) -> None:
     unit = settings(text)
     assert {name: unit[name][-1] for name in HARDENED if unit[name]} == HARDENED
     assert (unit["Type"], unit["Restart"], unit["StartLimitIntervalSec"]) == (["notify"], ["always"], ["0"])
-    assert set(unit["RestartPreventExitStatus"][0].split()) == {"3", "5"}
+    ends = {str(error.exit_code) for error in (ConfigInvalid, StoreFailed)}
+    assert set(unit["RestartPreventExitStatus"][0].split()) == ends
+    assert str(StoreUnavailable.exit_code) not in ends, "who boots before their server is tried again"
     assert seconds(*unit["TimeoutStopSec"]) > 2 * DRAIN_S + GRACE_S
     assert 10 <= seconds(*unit["WatchdogSec"]) <= 300
     assert (unit["StateDirectory"], unit["StateDirectoryMode"]) == (["cloud-collector"], ["0700"])
@@ -58,6 +61,7 @@ def test_the_unit_says_what_the_collector_does() -> None:
         ("NoNewPrivileges=yes", "NoNewPrivileges=no"),
         ("Type=notify", "Type=simple"),
         ("RestartPreventExitStatus=3 5", "RestartPreventExitStatus=3"),
+        ("RestartPreventExitStatus=3 5", "RestartPreventExitStatus=3 5 6"),
         ("TimeoutStopSec=90", "TimeoutStopSec=30"),
         ("MemoryMax=2560M", "MemoryMax=600M"),
         ("StateDirectoryMode=0700", "StateDirectoryMode=0750"),

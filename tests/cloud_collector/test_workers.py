@@ -92,7 +92,7 @@ def page(server: Running, path: str) -> str:
 
 def patient(address: str, *releases: Sealed) -> list[tuple[int, str]]:
     """Push as an agent does: again, after a connection that broke."""
-    for _ in range(50):
+    for _ in range(300):
         try:
             return push(address, *releases)
         except grpc.RpcError:
@@ -174,6 +174,31 @@ def test_a_dead_worker_is_replaced_and_nothing_acked_is_lost(tmp_path: Path) -> 
             time.sleep(0.1)
         else:
             raise AssertionError("nobody answered")
+
+
+@pytest.mark.slow
+def test_a_mistake_that_was_made_since_the_start_ends_nobody_who_runs(tmp_path: Path) -> None:
+    """A plan's file is spoilt, and the sealer dies: calls are still acked, and it seals again once the file is right.
+
+    Mutant: exit code 3 of any process ends the collector.
+    """
+    with collector(tmp_path) as server:
+        (tmp_path / "flights.toml").write_text("no plan")
+        os.kill(_started(tmp_path, "sealer"), signal.SIGKILL)
+        for _ in range(200):
+            if [one["exit_code"] for one in events(tmp_path, "worker_died")][1:2] == [3]:
+                break
+            time.sleep(0.1)
+        told = events(tmp_path, "worker_died")[1]
+        assert (told["exit_code"], str(told["problem"])[:13]) == (3, "flights.toml:")
+        assert push(server.address, release("jfk", 0)) == [ACCEPTED]
+        (tmp_path / "flights.toml").write_text(PLAN_TEXT)
+        for _ in range(300):
+            if events(tmp_path, "releases_sealed"):
+                break
+            time.sleep(0.1)
+        assert events(tmp_path, "releases_sealed")
+    assert server.process.returncode == 0
 
 
 def _started(folder: Path, who: str) -> int:

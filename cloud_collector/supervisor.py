@@ -5,7 +5,8 @@ kernel deals connections out), and all commit to the one landing; only the seale
 Invariants: workers are spawned, not forked (gRPC and Arrow have threads); one that ends without being told to is
 started again after a growing pause, but a failed disk ends all of them, and so does what keeps one of the first from
 starting (later it keeps out that one alone, until it is put right); on a stop the workers drain first and the
-sealer seals what is left; if this process dies, however it dies, the others see its pipe close and stop in order.
+sealer seals what is left (a Ctrl-C, which the terminal says to all, is heard by this process alone); if this process
+dies, however it dies, the others see its pipe close and stop in order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 from cloud_collector import garbage, metrics, server, telemetry
@@ -210,7 +212,12 @@ class _Child:
 def _start(name: str, config: Config) -> _Child:
     ours, theirs = _SPAWN.Pipe()
     process = _SPAWN.Process(target=_run, args=(name, config, theirs), name=f"collector-{name}")
-    process.start()
+    resource_tracker.ensure_running()  # or the first start would start it, which lets through what is blocked here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # and a child keeps the mask from birth
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return _Child(process, ours)
 

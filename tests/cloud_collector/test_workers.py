@@ -243,6 +243,29 @@ def test_sigterm_drains_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ctrl_c_is_for_the_first_process_alone(tmp_path: Path) -> None:
+    """The terminal says it to all: they stop in order all the same, nobody dies of it, and what was acked is sealed.
+
+    Mutant: the children hear it too, and end before they are told to.
+    """
+    with collector(tmp_path) as server:
+        assert push(server.address, release("jfk", 0)) == [ACCEPTED]
+        children = family(server.process.pid)[1:]
+        for pid in children:
+            os.kill(pid, signal.SIGINT)
+        time.sleep(1)
+        assert [pid for pid in children if not runs(pid)] == []
+        for pid in (server.process.pid, *children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        assert server.process.wait(60) == 0
+        assert wait_gone(children) == []
+    assert events(tmp_path, "worker_died") == []
+    with contextlib.closing(Landing(tmp_path / "data" / "landing.sqlite")) as landing:
+        assert landing.unsealed(1) == []
+
+
+@pytest.mark.slow
 def test_orphans_stop_by_themselves(tmp_path: Path) -> None:
     """If the process that looks after them is killed, workers and sealer stop in order: no port is held for ever."""
     with collector(tmp_path) as server:

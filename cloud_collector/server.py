@@ -107,7 +107,12 @@ async def serve(
             contacts = Contacts()
             services = Services(
                 collector=CollectorService(
-                    landing, plan_of(registry), door=pushes, max_batch=config.max_batch, contacts=contacts
+                    landing,
+                    plan_of(registry),
+                    door=pushes,
+                    max_batch=config.max_batch,
+                    max_queued=config.max_queued_releases,
+                    contacts=contacts,
                 ),
                 query=QueryService(registry, query, door=questions),
                 enrollment=_enrollment(config, enrollments),

@@ -39,7 +39,7 @@ class LimitsTable(_Strict, frozen=True, kw_only=True):
     """`[limits]`: how much is taken at once."""
 
     max_message_bytes: int = 16 * 2**20
-    max_queued_releases: int = 4096
+    max_queued_releases: int = 2048
     max_batch: int = 64
     max_connections: int = CONNECTIONS
 

@@ -13,9 +13,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from cloud_collector import client, sealing, server
+from cloud_collector import client, sealing, server, service
 from cloud_collector.config import Config, Database, PlanEntry
 from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.groups import Groups
 from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landing import Landing
 from cloud_collector.plans import PlanRegistry
@@ -134,6 +135,23 @@ def test_the_landing_is_sealed_from_time_to_time(tmp_path: Path, monkeypatch: py
         assert sealed.wait(10)
     assert (Event.SEAL_FAILED, {"cause": "RuntimeError"}) in events
     assert "canary" not in str(events)
+
+
+def test_the_configs_limit_is_what_may_gather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`max_queued_releases` bounds what waits in front of the landing, which is where releases wait.
+
+    Mutant: the service is not told of it, and a limit of its own holds.
+    """
+    told: list[int] = []
+
+    def noting(landing: Landing, *, max_waiting: int) -> Groups:
+        told.append(max_waiting)
+        return Groups(landing, max_waiting=max_waiting)
+
+    monkeypatch.setattr(service, "Groups", noting)
+    with running(settings(tmp_path, "jfk", max_queued_releases=17)) as address:
+        assert push(address, release("jfk", 0)) == [ACCEPTED]
+    assert told == [17]
 
 
 def test_a_message_over_the_limit_is_not_read(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class MonitorTable(_Strict, frozen=True, kw_only=True):
 class LimitsTable(_Strict, frozen=True, kw_only=True):
     """`[limits]`: how much is taken at once."""
 
-    max_message_bytes: int = 16 * 2**20
+    max_message_bytes: int = 4 * 2**20
     max_queued_releases: int = 2048
     max_batch: int = 64
     max_connections: int = CONNECTIONS

@@ -20,10 +20,12 @@ import pytest
 
 from cloud_collector.__main__ import cli
 from cloud_collector.config import CONNECTIONS
+from cloud_collector.config.tables import LimitsTable
 from cloud_collector.errors import ConfigInvalid, StoreFailed, StoreUnavailable
 from cloud_collector.listener import GRACE_S
 from cloud_collector.notify import Notifier
 from cloud_collector.supervisor import DRAIN_S
+from cloud_collector.turnstile import MAX_CALLS
 from tests.cloud_collector.front import PLAN_TEXT
 from tests.edge_agg.test_deploy import HARDENED, seconds, settings
 from tests.hostile.test_hostile_wire import MOST_RSS_MB
@@ -33,7 +35,17 @@ UNIT = (DEPLOY / "cloud-collector.service").read_text()
 CONTAINER = (DEPLOY / "collector.Containerfile").read_text()
 
 
-def check_unit(text: str) -> None:
+WORKERS = 2
+"""What the unit says that its memory is for."""
+SEALER_BYTES = int(MOST_RSS_MB * 1e6)
+
+
+def worker_bytes(largest: int) -> int:
+    """What a worker may need: its ceiling under attack, and beside it as many largest messages as it takes calls."""
+    return int(MOST_RSS_MB * 1e6) + MAX_CALLS * largest
+
+
+def check_unit(text: str, largest: int = LimitsTable().max_message_bytes) -> None:
     unit = settings(text)
     assert {name: unit[name][-1] for name in HARDENED if unit[name]} == HARDENED
     assert (unit["Type"], unit["Restart"], unit["StartLimitIntervalSec"]) == (["notify"], ["always"], ["0"])
@@ -43,7 +55,8 @@ def check_unit(text: str) -> None:
     assert seconds(*unit["TimeoutStopSec"]) > 2 * DRAIN_S + GRACE_S
     assert 10 <= seconds(*unit["WatchdogSec"]) <= 300
     assert (unit["StateDirectory"], unit["StateDirectoryMode"]) == (["cloud-collector"], ["0700"])
-    assert int(unit["MemoryMax"][0].removesuffix("M")) >= 3 * MOST_RSS_MB, "two workers and the sealer, each attacked"
+    most = int(unit["MemoryMax"][0].removesuffix("M")) << 20
+    assert most >= WORKERS * worker_bytes(largest) + SEALER_BYTES, "each worker attacked, and full of largest messages"
     assert int(unit["LimitNOFILE"][0]) > 2 * CONNECTIONS
     words = unit["ExecStart"][0].split()
     assert words[0].endswith("/cloud-collector")
@@ -63,7 +76,7 @@ def test_the_unit_says_what_the_collector_does() -> None:
         ("RestartPreventExitStatus=3 5", "RestartPreventExitStatus=3"),
         ("RestartPreventExitStatus=3 5", "RestartPreventExitStatus=3 5 6"),
         ("TimeoutStopSec=90", "TimeoutStopSec=30"),
-        ("MemoryMax=2560M", "MemoryMax=600M"),
+        ("MemoryMax=2560M", "MemoryMax=2048M"),
         ("StateDirectoryMode=0700", "StateDirectoryMode=0750"),
         ("LimitNOFILE=16384", "LimitNOFILE=1024"),
         ("cloud-collector serve", "cloud-collector run"),
@@ -117,6 +130,16 @@ def test_the_unit_lets_the_code_do_what_it_does() -> None:
     assert needed <= allowed(UNIT)
     assert not allowed(UNIT) & {"sched_setscheduler", "setrlimit", "setuid", "chroot", "reboot"}
     assert not needed <= allowed(UNIT.replace("SystemCallFilter=setpriority nice\n", ""))
+
+
+def test_the_unit_has_room_for_the_largest_messages() -> None:
+    """Guarantee: the default `max_message_bytes`, taken as often as there are calls, fits what the unit allows.
+
+    Mutant: 16 MiB, of which 64 are a gigabyte.
+    """
+    assert f"`workers = {WORKERS}`" in UNIT
+    with pytest.raises(AssertionError):
+        check_unit(UNIT, 16 * 2**20)
 
 
 def test_the_container_keeps_its_state_outside() -> None:

@@ -66,7 +66,7 @@ class Collector:
             rollups=self.rollups,
             alone=self.sealer.paused,
             plans=lambda: self.plans,
-            retention=retention or {},
+            retention=lambda _: (retention or {}).get(self.maker.plan.name),
         )
 
     def seal(self, *made: Made) -> list[Verdict]:

@@ -119,24 +119,25 @@ async def serve(
             )
             up = asyncio.Event()
             monitor = Monitor(lambda: up.is_set() and not ending.is_set() and not broken.is_set())
-            async with (
-                monitor.listening(config.monitor if alone else None) as watched,
-                listening(config, gate, services) as address,
-            ):
-                up.set()
-                emit(Event.COLLECTOR_STARTED, listen=address, plans=len(registry.list()))
-                if monitored is not None and watched is not None:
-                    monitored(watched)
-                if ready is not None:
-                    ready(address)
-                waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
-                upkeep = None if retention is None else stores.upkeep(registry, retention)
-                keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
-                looking = asyncio.create_task(look_until(waits, config.tls if alone else None))
-                pulling = asyncio.create_task(shared_plans.pull_until(waits, registry))
-                noting = asyncio.create_task(note_until(waits, contacts, landing, note_failure))
-                await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
-                await asyncio.gather(keeping, looking, pulling, noting)
+            async with monitor.listening(config.monitor if alone else None) as watched:
+                async with listening(config, gate, services) as address:
+                    up.set()
+                    emit(Event.COLLECTOR_STARTED, listen=address, plans=len(registry.list()))
+                    if monitored is not None and watched is not None:
+                        monitored(watched)
+                    if ready is not None:
+                        ready(address)
+                    waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
+                    upkeep = None if retention is None else stores.upkeep(registry, retention)
+                    beside = asyncio.gather(
+                        seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure),
+                        keep_until(waits, upkeep, config.upkeep_every_s, note_failure),
+                        look_until(waits, config.tls if alone else None),
+                        shared_plans.pull_until(waits, registry),
+                        note_until(waits, contacts, landing, note_failure),
+                    )
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                await beside  # a pass over the lake that was begun may take long: calls are drained meanwhile
             if not broken.is_set():
                 await asyncio.to_thread(contacts.write, landing)
         if alone and not broken.is_set():

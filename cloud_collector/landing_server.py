@@ -39,7 +39,9 @@ _BEFORE = 2
 _MAKE, _GATE, _SEAL = "make", "gate", "seal"
 _KEY = "hashtextextended(current_schema() || '/edge-aggregator/' || %s, 0)"
 """Locks are a server's numbers; ours stand apart by the schema and by what they are for."""
-_OTHER_LAKE = "$.lake.url: this landing is sealed into another lake: name that bucket, or share that data folder"
+_OTHER_LAKE = (
+    "$.lake.url: this landing is sealed into another lake: name that bucket, or on one machine that data folder"
+)
 
 
 class LandingServer:

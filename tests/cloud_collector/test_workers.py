@@ -9,18 +9,22 @@ import os
 import platform
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
 from benchmarks.collector.stage import family, running
-from cloud_collector import client, sealing
+from cloud_collector import client, figures, sealing
 from cloud_collector.errors import ConfigInvalid
+from cloud_collector.figures import FOLDER_VARIABLE
 from cloud_collector.landing import Landing
 from cloud_collector.sealing import Turns
 from cloud_collector.supervisor import SEALER_NICE, _held
@@ -273,6 +277,47 @@ def test_orphans_stop_by_themselves(tmp_path: Path) -> None:
         server.process.kill()
         server.process.wait(10)
         assert wait_gone(children) == []
+
+
+def check_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, "")
+    program = f"from pathlib import Path; from cloud_collector import figures; figures.share(Path({str(folder)!r}))"
+    with subprocess.Popen([sys.executable, "-c", f"{program}; print(); input()"], stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        (folder / "0" / "counter_1.db").touch()
+        figures.share(folder)
+        assert os.environ[FOLDER_VARIABLE] == str(folder / "1")
+        assert (folder / "0" / "counter_1.db").exists()
+        other.communicate(b"\n")
+    figures.share(folder)
+    assert os.environ[FOLDER_VARIABLE] == str(folder / "0")
+    assert not (folder / "0" / "counter_1.db").exists()
+
+
+def test_figures_of_another_that_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is started beside a collector that runs keeps figures of its own; those of one that ended go.
+
+    Mutant: nobody has a part to themselves.
+    """
+    check_parts(tmp_path / "figures", monkeypatch)
+    monkeypatch.setattr(figures, "_taken", lambda part: True)
+    with pytest.raises(AssertionError):
+        check_parts(tmp_path / "mutant", monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_second_one_started_by_mistake_blinds_nobody(tmp_path: Path) -> None:
+    """The config of a collector that runs is served again: refused for its port, and the page says what it said."""
+    with collector(tmp_path) as server:
+        assert push(server.address, release("jfk", 0)) == [ACCEPTED]
+        config = (tmp_path / "collector.toml").read_text().replace("127.0.0.1:0", server.address, 1)
+        (tmp_path / "again.toml").write_text(config)
+        words = [sys.executable, "-m", "cloud_collector", "serve", str(tmp_path / "again.toml")]
+        again = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert (again.returncode, "$.collector.listen" in again.stderr) == (3, True)
+        assert push(server.address, release("jfk", 1)) == [ACCEPTED]
+        assert 'collector_releases_total{outcome="accepted"} 2.0' in page(server, "/metrics")
 
 
 def test_a_port_that_somebody_listens_on_is_not_shared() -> None:

@@ -7,6 +7,8 @@ MINUTES ?= 20
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
+COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
+COLLECTOR := collector s3 postgres tracing
 
 .PHONY: help setup bench-privacy bench-peers bench-agent bench-collector soak fuzz tools demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
 
@@ -79,9 +81,12 @@ proto: setup ## write the stubs of proto/ anew
 proto-check: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh proto/check.sh
 
-lock: setup ## write requirements.lock anew (needs uv)
-	uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras --no-emit-package pandas \
-	  --python-version 3.11 pyproject.toml --output-file requirements.lock
+lock: setup ## write requirements.lock, and what each role installs of it, anew (needs uv)
+	$(COMPILE) pyproject.toml --all-extras --no-emit-package pandas --output-file requirements.lock
+	$(COMPILE) pyproject.toml --constraint requirements.lock --output-file requirements-agent.lock
+	$(COMPILE) pyproject.toml --constraint requirements.lock $(COLLECTOR:%=--extra %) --output-file requirements-collector.lock
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
+	  | $(COMPILE) - --constraint requirements.lock --output-file requirements-build.lock
 
 proto-baseline: setup ## after a release of the wire: what later changes must not break
 	cd proto && ../$(BIN)/buf build --exclude-source-info -o baseline.binpb

@@ -38,6 +38,8 @@ _CONFIG = click.option(
 )
 TENANT = click.option("--tenant", default="default", show_default=True, help="Whose it is.")
 MOST_DAYS = 3650
+_OF_THE_EXTRA = frozenset({"deltalake", "duckdb", "grpc_health", "grpc_reflection", "prometheus_client"})
+"""What the extra `collector` brings: an agent's installation has this command line, and not that."""
 
 
 @click.group(epilog=CODES)
@@ -112,6 +114,14 @@ def coded() -> Iterator[None]:
 
     try:
         yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _OF_THE_EXTRA:
+            raise
+        click.echo(
+            f"error: {missing} is not installed: install requirements-collector.lock (docs/operate.md)", err=True
+        )
+        sys.exit(3)
     except (CollectorError, PlanInvalid) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code if isinstance(error, CollectorError) else 3)

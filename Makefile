@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 DEMO_PORT ?= 8815
 MARKS ?= not slow
 JOBS ?= 0
+SUMMARY ?= fE
 MINUTES ?= 20
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
@@ -41,7 +42,7 @@ fuzz: setup ## coverage-guided fuzzing of decode and the readers, five minutes a
 	for target in typed lines cells frames bodies; do \
 	  $(BIN)/python -m tests.fuzz.harness $$target -max_total_time=300 -max_len=256 || exit 1; done
 
-tools: ## what tests need besides the .venv, under .tools/: Mosquitto and PostgreSQL from Debian, a distributed engine
+tools: ## what tests need besides the .venv, under .tools/: Mosquitto and PostgreSQL from Debian (by apt-get, without root), a distributed engine
 	sh tests/conformance/mosquitto.sh
 	sh tests/cloud_collector/postgres.sh
 	$(PYTHON) examples/engine/environment.py
@@ -56,10 +57,10 @@ notebook: setup ## Jupyter on notebooks/quickstart.ipynb, over the store that th
 	$(BIN)/python -m examples.flights.notebook
 
 test: setup ## the fast tests
-	$(BIN)/python -m pytest -m "$(MARKS)" -n $(JOBS)
+	$(BIN)/python -m pytest -m "$(MARKS)" -n $(JOBS) -r $(SUMMARY)
 
-check: setup lint types imports proto-check ## what a change must pass: format, lint, types, rooms, proto, all tests
-	$(MAKE) test MARKS="slow or not slow" JOBS=auto
+check: setup lint types imports proto-check ## what a change must pass: format, lint, types, rooms, proto, all tests; says at its end what was skipped
+	$(MAKE) test MARKS="slow or not slow" JOBS=auto SUMMARY=fEs
 
 format: setup ## write the code the way `check` wants it
 	$(BIN)/ruff format .
@@ -92,4 +93,5 @@ proto-baseline: setup ## after a release of the wire: what later changes must no
 	cd proto && ../$(BIN)/buf build --exclude-source-info -o baseline.binpb
 
 clean: ## away with what the targets made
-	rm -rf .venv .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .demo .tools .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

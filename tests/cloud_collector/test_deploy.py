@@ -1,7 +1,7 @@
 """What an operator installs says what the collector does: systemd unit, container file, rights of its files.
 
 Not proved here: that systemd, or a builder of containers, accepts them. (The analyzer of systemd 252 was asked by hand:
-`verify` had nothing to say, `security` an exposure of 1.3.)
+`verify` had nothing to say, `security` an exposure of 1.4.)
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ READY := .venv/.ready
 COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 COLLECTOR := collector s3 postgres tracing
 
-.PHONY: help setup bench-privacy bench-peers bench-agent bench-collector soak fuzz tools demo notebook test check format lint types imports proto proto-check proto-baseline lock clean
+.PHONY: help setup bench-privacy bench-peers bench-agent bench-collector soak fuzz tools demo notebook test check format lint types imports config-docs proto proto-check proto-baseline lock clean
 
 help: ## what there is to type
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +75,9 @@ types: setup
 
 imports: setup
 	$(BIN)/lint-imports --no-cache
+
+config-docs: setup ## write docs/configuration.md anew, out of the config's tables
+	$(BIN)/python -m docs.configuration
 
 proto: setup ## write the stubs of proto/ anew
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh proto/generate.sh

@@ -95,7 +95,7 @@ def _close(journal: Journal, start: datetime) -> None:
     """What a series asks and writes for a window."""
     entry = Entry(window_start=start, charge=CHARGE)
     assert journal.attempts(PLAN, start) == 0
-    assert not journal.is_covered(PLAN, start)
+    assert not journal.is_covered("people", PLAN, start)
     check_room(BUDGET, journal.book("people"), entry)
     journal.charge(account="people", plan_hash=PLAN, name="p", text="{}", entry=entry)
     link = journal.next_link()

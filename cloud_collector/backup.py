@@ -5,7 +5,8 @@ On disk: the data folder as a collector would find it, each table's log summed u
 the sha256 of every file.
 Invariants:
 - The landing is copied first: whatever is sealed meanwhile still waits in the copy, and is known again by its key when
-  it is sealed from there. So the copy loses nothing that was acked before it began, and doubles nothing.
+  it is sealed from there. So the copy loses nothing that was acked before it began, and doubles nothing. What was acked
+  meanwhile may be in the copy's lake alone, and counts. Roll-ups are not copied: they are made again from that lake.
 - A backup appears whole or not at all, and on the disk; a restore checks every file, and writes into no folder that
   holds anything.
 - A restored landing knows that it is one. Its keys and heads refuse every conflict that the backup knew; what was acked
@@ -20,7 +21,7 @@ import json
 import os
 import shutil
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,17 +30,17 @@ import apsw
 
 from cloud_collector import landing_rows
 from cloud_collector.deltalog import Snapshot
-from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.errors import CollectorError, ConfigInvalid, StoreFailed
 from cloud_collector.folderstore import sync
 from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_schema
 from cloud_collector.landing_file import LandingFile
-from cloud_collector.landing_store import Broken
 from cloud_collector.objectstore import Missing
 from cloud_collector.plans import PlanRegistry
+from edge_agg.contract.errors import PlanInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from cloud_collector.landing_store import Store
@@ -47,8 +48,10 @@ if TYPE_CHECKING:
     from edge_agg.contract.plan import Plan, PlanHash
 
 MANIFEST = "backup.json"
-_SQLITE = ("landing.sqlite", "rollups.sqlite", "tokens.sqlite")
+_SQLITE = ("landing.sqlite", "tokens.sqlite")
 """In the order in which they are copied."""
+_LEFT = frozenset({MANIFEST, "rollups.sqlite"})
+"""Stays in the backup: the manifest, and roll-ups where an earlier version copied them, perhaps older than the lake."""
 _TRIES = 3
 
 
@@ -68,9 +71,7 @@ def backup(data: Path, target: Path, lake: Lake | None = None) -> int:
         raise ConfigInvalid("$.collector.data: no collector has run here yet")
     if target.exists():
         raise ConfigInvalid("the backup's folder exists already")
-    draft = target.with_name(f".{target.name}.part")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
+    with _drafted(target, "the backup was not made") as draft:
         draft.mkdir(mode=0o700, parents=True)
         for name in _SQLITE:
             if (data / name).exists():
@@ -81,12 +82,6 @@ def backup(data: Path, target: Path, lake: Lake | None = None) -> int:
         size = _write_manifest(draft)
         draft.rename(target)
         sync(target.parent)
-    except (OSError, apsw.Error) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise StoreFailed(f"the backup was not made ({type(error).__name__}): look at the disks") from None
-    except StoreFailed:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return size
 
 
@@ -108,11 +103,9 @@ def restore(source: Path, data: Path, *, who: str, lake: Lake | None = None) -> 
     """
     if data.exists() and any(data.iterdir()):
         raise ConfigInvalid("$.collector.data: the folder is not empty; move it away first")
-    made = _check_manifest(source)
-    draft = data.with_name(f".{data.name}.part")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft, ignore=lambda _, names: [MANIFEST] if MANIFEST in names else [])
+    with _drafted(data, "the backup was not restored") as draft:
+        made = _check_manifest(source)
+        shutil.copytree(source, draft, ignore=lambda _, names: _LEFT.intersection(names))
         draft.chmod(0o700)
         if lake is not None:
             _claim(draft, lake)
@@ -123,12 +116,6 @@ def restore(source: Path, data: Path, *, who: str, lake: Lake | None = None) -> 
             data.rmdir()
         draft.rename(data)
         sync(data.parent)
-    except (OSError, Broken) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise StoreFailed(f"the backup was not restored ({type(error).__name__}): look at the disks") from None
-    except (ConfigInvalid, StoreFailed):
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return made
 
 
@@ -141,6 +128,25 @@ def mark_restored(landing: Store, plans: Iterable[RegisteredPlan], *, who: str) 
     every_us = {bytes(one.hash): one.plan.every // timedelta(microseconds=1) for one in plans}
     mark = partial(landing_rows.mark_restored, landing.db, every_us, who=who)
     landing.run(lambda: landing.transact(mark, ()))
+
+
+@contextmanager
+def _drafted(place: Path, failure: str) -> Iterator[Path]:
+    """A folder beside a place, to be renamed to it; gone if that does not come about, whatever the reason.
+
+    Raises:
+        StoreFailed: what the disk, a database or the bucket's client raised, by its name: its text may quote keys.
+    """
+    draft = place.with_name(f".{place.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        yield draft
+    except (CollectorError, PlanInvalid):
+        raise
+    except Exception as error:  # noqa: BLE001  # of SQLite, of the disk, of the bucket's client
+        raise StoreFailed(f"{failure} ({type(error).__name__}): look at the disks, and at the bucket") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _copy_sqlite(source: Path, target: Path) -> None:
@@ -186,12 +192,7 @@ def _put_tables(draft: Path, lake: Lake) -> None:
     if any(lake.snapshot(one.plan, one.hash).version >= 0 for one in plans):
         raise ConfigInvalid("$.lake.url: the place holds tables already; name an empty one")
     for one in plans:
-        try:
-            _copy_table(Lake(draft / "lake"), one.plan, one.hash, lake)
-        except OSError:
-            raise
-        except Exception as error:  # noqa: BLE001  # the bucket's client raises errors of its own
-            raise StoreFailed(f"the bucket did not take a table ({type(error).__name__})") from None
+        _copy_table(Lake(draft / "lake"), one.plan, one.hash, lake)
     shutil.rmtree(draft / "lake", ignore_errors=True)
 
 

@@ -55,14 +55,20 @@ class Bucket:
 
 
 class LakeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The table as it is written."""
+    """`[lake]`: the bucket that keeps the sealed tables, in place of a folder of `data`."""
 
     url: str
+    """`s3://bucket`, or `s3://bucket/prefix`."""
     region: str = "us-east-1"
+    """The region that requests are signed for."""
     endpoint: str | None = None
+    """`https://host[:port]` of another store than AWS; `http://` on loopback only."""
     ca_file: str | None = None
+    """Who may vouch for the endpoint, in PEM, beside the public authorities."""
     access_key_file: str | None = None
+    """Holds the name of the key; absent: the environment or the machine's role says."""
     secret_key_file: str | None = None
+    """Holds the key; mode 0600; comes with `access_key_file`."""
 
 
 def bucket_of(table: LakeTable, folder: Path) -> Bucket:

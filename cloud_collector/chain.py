@@ -98,14 +98,15 @@ def known_of(
     db: Statements, tenant: str, agent: str, incarnation: bytes
 ) -> tuple[int | None, int, str | None, int | None, int]:
     """An agent's number, how many journals it had, why it is fenced; this journal's number and its last place."""
-    query = (
-        "SELECT agents.no, agents.journals, reason, journals.journal, coalesce(head_seq, 0) FROM agents "
-        "LEFT JOIN fences ON fences.agent = agents.no "
-        "LEFT JOIN journals ON journals.agent = agents.no AND journals.incarnation = ? "
-        "WHERE agents.tenant = ? AND agents.agent = ?"
+    query = (  # no outer joins: SQLite prepares such a statement again each time it runs
+        "SELECT no, journals, (SELECT reason FROM fences WHERE fences.agent = agents.no), "
+        "(SELECT journal FROM journals WHERE journals.agent = agents.no AND incarnation = ?), "
+        "(SELECT head_seq FROM journals WHERE journals.agent = agents.no AND incarnation = ?) "
+        "FROM agents WHERE tenant = ? AND agent = ?"
     )
-    found: Any = db.execute(query, (incarnation, tenant, agent)).fetchone()
-    return found or (None, 0, None, None, 0)
+    found: Any = db.execute(query, (incarnation, incarnation, tenant, agent)).fetchone()
+    no, journals, reason, journal, head = found or (None, 0, None, None, None)
+    return no, journals, reason, journal, head or 0
 
 
 def turned(seq: int, head_seq: int) -> Reason:
@@ -121,8 +122,8 @@ def is_fallen(earlier: tuple[Fraction, Fraction], later: tuple[Fraction, Fractio
 def _held(db: Statements, agent: int, release: Release) -> tuple[int | None, bytes | None]:
     """The plan's number, if it has one, and the hash of what has the release's key, if anything has."""
     query = (
-        "SELECT plans.no, releases.hash FROM plans LEFT JOIN releases "
-        "ON agent = ? AND plan = plans.no AND window_start_us = ? WHERE plans.hash = ?"
+        "SELECT no, (SELECT hash FROM releases WHERE agent = ? AND plan = plans.no AND window_start_us = ?) "
+        "FROM plans WHERE hash = ?"
     )
     found: Any = db.execute(query, (agent, to_us(release.window_start), bytes(release.plan_hash))).fetchone()
     return found or (None, None)

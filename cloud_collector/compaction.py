@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SMALL_ROWS = 250_000
 """A file of fewer rows is small."""
 MANY_FILES = 16
-"""So many small files are worth a compaction."""
+"""So many small files are worth a compaction; so are fewer that have the rows of one."""
 MAX_ROWS = 1_000_000
 """Rows of one compaction: they are in memory together."""
 
@@ -86,7 +86,8 @@ def _joined(plan: Plan, log: DeltaLog, now: Snapshot) -> Rewrite | None:
         if sum(other.rows for other in taken) + one.rows > MAX_ROWS:
             break
         taken.append(one)
-    if len(taken) < MANY_FILES:
+    full = len(taken) < len(small)  # of four files or more, for each is less than a quarter of what is taken
+    if len(taken) < MANY_FILES and not full:
         return None
     schema = table_schema(plan)
     together = pa.concat_tables([log.rows(one.name).cast(schema) for one in taken])

@@ -6,8 +6,9 @@ names a torn file, or is torn itself.
 Invariants:
 - A data file is durable before the log names it, and an entry of the log appears whole, under a name that one writer
   gets: by a link on a disk, by a conditional put in a bucket (`objectstore.py`). So it is there and whole, or not.
-- No entry names a file that has waited so long that somebody may have taken it for a leftover.
-- A checkpoint is made in a scratch folder, and named once it is durable; entries are removed only behind one.
+- No entry names a file that was made here and has waited so long that somebody may have taken it for a leftover.
+- A checkpoint is made in a scratch folder, and named once it is durable, unless another was meanwhile; entries are
+  removed only behind one.
 - What was read is kept in memory; reading again looks at new entries only.
 """
 
@@ -153,6 +154,7 @@ class DeltaLog:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=GROUP_ROWS, **_FORMAT)
         data = sink.getvalue()
+        self._since[name] = _awake_s()
         self.keep(name, data)
         starts = table.column("window_start").combine_chunks().cast("int64").to_numpy()
         first, last = int(starts.min()) // 1000 * 1000, -(-int(starts.max()) // 1000) * 1000
@@ -167,8 +169,7 @@ class DeltaLog:
         )
 
     def keep(self, name: str, data: Any) -> None:
-        """Write a file whose bytes there are already."""
-        self._since[name] = _awake_s()
+        """Write a file whose bytes there are already, to a table that nobody tidies: however long it waits there."""
         self._store.put(f"{self.table}/{name}", data)
         failpoint("file_synced")
 
@@ -239,6 +240,10 @@ class DeltaLog:
             failpoint("checkpoint_made")
             self._store.put(self._logged(name), (scratch / name).read_bytes())
             failpoint("checkpoint_linked")
+            if (
+                self._newest_checkpoint() != newest
+            ):  # another writer was here, and may have cleared what is behind its own
+                return False
             self._store.put(self._logged(last), (scratch / last).read_bytes())
         failpoint("checkpoint_named")
         if newest is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Protocol
 
@@ -117,8 +116,11 @@ class Groups:
         if wait_s <= 0 or self._depth >= self._max_group:
             return
         self._full.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._full.wait(), wait_s)
+        timer = asyncio.get_running_loop().call_later(wait_s, self._full.set)  # `wait_for` would make a task
+        try:
+            await self._full.wait()
+        finally:
+            timer.cancel()
 
     def _next(self) -> list[tuple[Sequence[Pair], asyncio.Future[list[Verdict]]]]:
         """The calls that waited longest, as many as fit; at least one."""

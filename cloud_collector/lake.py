@@ -6,7 +6,7 @@ release and cell, or per release, discovered key and public cell. A release with
 whose keys and vectors are null.
 Invariants:
 - A release is in the lake once: the commit that brings it in also notes the highest landing id, and a release at or
-  below that mark is looked for before it is written again.
+  below that mark is looked for before it is written again; of a restored landing every release is.
 - What `append` returned from is durable, names and log included, and a power cut before leaves the table as it was.
 - Ids reach a table in ascending order, so the mark never passes a release that was left behind.
 """
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from cloud_collector.objectstore import ObjectStore
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.release import Release
+
+    _Key = tuple[str, str, datetime]
 
 T = TypeVar("T")
 
@@ -120,7 +122,9 @@ class Lake:
         """The ids of the landings that a table was sealed from; raises StoreFailed."""
         return set(self.snapshot(plan, plan_hash).transactions) - {RETIRED}
 
-    def append(self, plan: Plan, plan_hash: PlanHash, releases: Sequence[Row], *, app_id: str) -> None:
+    def append(
+        self, plan: Plan, plan_hash: PlanHash, releases: Sequence[Row], *, app_id: str, restored: bool = False
+    ) -> None:
         """Bring releases into a plan's table, once; on return they are on the disk.
 
         Args:
@@ -128,12 +132,14 @@ class Lake:
             plan_hash: whose table it is.
             releases: landing id (ascending), header, values.
             app_id: the landing's id; ids are compared within one landing.
+            restored: whether the landing may have forgotten releases that are in the table, whatever their ids.
 
         Raises:
             StoreFailed: the disk or the table refused; the same releases may be appended again.
         """
         if releases:
-            self.write(plan, plan_hash, partial(_append, plan, releases, app_id))
+            work = partial(_append, plan=plan, releases=releases, app_id=app_id, restored=restored)
+            self.write(plan, plan_hash, work)
 
     def files(
         self,
@@ -219,34 +225,36 @@ class Lake:
             raise StoreFailed(f"the lake did not take a commit ({type(error).__name__}): look at the {where}") from None
 
 
-def _append(plan: Plan, releases: Sequence[Row], app_id: str, log: DeltaLog, now: Snapshot) -> None:
+def _append(log: DeltaLog, now: Snapshot, *, plan: Plan, releases: Sequence[Row], app_id: str, restored: bool) -> None:
     mark = now.transactions.get(app_id, 0)
-    known = _known(log, now, releases, mark)
+    known = _known(log, now, {_key(release) for number, release, _ in releases if restored or number <= mark})
     fresh = [row for row in releases if _key(row[1]) not in known]
     if fresh:
         added = log.write(table_of(plan, fresh))
         marks = {app_id: max(mark, fresh[-1][0])}
         log.commit(now, schema=table_schema(plan), operation="WRITE", add=[added], transactions=marks)
+    else:  # another process may have committed them, and died before it synced the name of the log's entry
+        log.settle()
 
 
-def _key(release: Release) -> tuple[str, str, datetime]:
+def _key(release: Release) -> _Key:
     return release.tenant, release.agent, release.window_start
 
 
-def _known(log: DeltaLog, now: Snapshot, releases: Sequence[Row], mark: int) -> set[tuple[str, str, datetime]]:
-    """Keys that the table holds already, of those that the mark makes doubtful.
+def _known(log: DeltaLog, now: Snapshot, doubtful: set[_Key]) -> set[_Key]:
+    """Of doubtful keys, those that the table holds already.
 
-    Doubt arises after a crash between commit and `mark_sealed`, and after a landing was restored from a copy; in that
-    case ids stand for other releases than they did, so the keys themselves are compared. (Above the mark nothing is
-    read: there the landing's own keys are what keeps a release single.)
+    Doubt arises after a crash between commit and `mark_sealed`, of ids up to the mark; above it the landing's own keys
+    are what keeps a release single, and nothing is read. A landing that was restored from a copy has forgotten keys,
+    and its ids stand for other releases than they did, below the mark and above it: there all are doubtful. So the keys
+    themselves are compared.
     """
-    doubtful = {_key(release) for landing_id, release, _ in releases if landing_id <= mark}
     if not doubtful:
         return set()
     starts = sorted({start for _, _, start in doubtful})
     first_us, last_us = to_us(starts[0]), to_us(starts[-1])
     filters = [("window_start", ">=", starts[0]), ("window_start", "<=", starts[-1])]
-    found: set[tuple[str, str, datetime]] = set()
+    found: set[_Key] = set()
     for one in now.files.values():
         if one.may_hold(first_us, last_us + 1, None):
             held = log.rows(one.name, columns=["tenant", "node", "window_start"], filters=filters)

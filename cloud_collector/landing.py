@@ -17,6 +17,7 @@ import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,6 +125,11 @@ class Landing:
         return self._id
 
     @property
+    def restored(self) -> bool:
+        """Whether it came out of a backup, and may have forgotten releases that the lake holds."""
+        return self._restored
+
+    @property
     def failed(self) -> bool:
         """Whether an I/O error has ended this landing; only a new process may open it again."""
         return self._failed
@@ -142,15 +148,16 @@ class Landing:
 
     def hear(self, head: Head) -> heads.Heard:
         """Hold what an agent says of its journal against what is here; see :func:`cloud_collector.heads.hear`."""
-        heard = self._call(
-            lambda: self._transact(
-                lambda: heads.hear(self._db, head, new_incarnation=self._new_incarnation),
-                agents=[(head.tenant, head.agent)],
-            )
-        )
-        if heard.alarm is not None:
-            emit(Event.AGENT_FENCED, tenant=head.tenant, agent=head.agent, reason=heard.alarm)
-        return heard
+        tries: list[heads.Heard] = []
+
+        def hear() -> None:
+            tries.append(heads.hear(self._db, head, new_incarnation=self._new_incarnation))
+
+        self._call(lambda: self._transact(hear, agents=[(head.tenant, head.agent)]))
+        alarm = next((one.alarm for one in tries if one.alarm is not None), None)
+        if alarm is not None:
+            emit(Event.AGENT_FENCED, tenant=head.tenant, agent=head.agent, reason=alarm)
+        return tries[-1]
 
     def unsealed(self, limit: int, *, after: int = 0) -> list[LandedRelease]:
         """The oldest releases that are not in the lake, of ids above `after`."""
@@ -244,9 +251,15 @@ class Landing:
             taken, self._waiting = self._waiting, []
         group = [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
         verdicts: list[list[chain.Judged]] | Exception
+        tries: list[list[list[chain.Judged]]] = []
+
+        def decide() -> None:
+            tries.append(self._decide_group(group))
+
         try:
             senders = {(release.tenant, release.agent) for one in group for release, _ in one.releases}
-            verdicts = self._guarded(lambda: self._transact(lambda: self._decide_group(group), agents=senders))
+            self._guarded(lambda: self._transact(decide, agents=senders))
+            verdicts = tries[0] if len(tries) == 1 else _together(tries)
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits; the writer must live on
             verdicts = error
         with self._lock:  # before anyone is answered: who comes back at once finds the room that it left
@@ -339,6 +352,19 @@ class Landing:
             self._settled = self._store.settled()
             found = landing_rows.unsealed(self._db, limit, after=after, until=self._settled)
         return found
+
+
+def _together(tries: Sequence[list[list[chain.Judged]]]) -> list[list[chain.Judged]]:
+    """What is said after several tries of a group."""
+    return [[_said(same) for same in zip(*of, strict=True)] for of in zip(*tries, strict=True)]
+
+
+def _said(tries: Sequence[chain.Judged]) -> chain.Judged:
+    """The last try's verdict, and the alarm: an earlier try's, if its commit held and only the answer was lost."""
+    last = tries[-1]
+    if last.alarm is not None or last.verdict is Verdict.ACCEPTED:
+        return last
+    return replace(last, alarm=next((one.alarm for one in tries if one.alarm is not None), None))
 
 
 def _report(waiting: _Waiting, judged: list[chain.Judged]) -> None:

@@ -39,6 +39,8 @@ _BEFORE = 2
 _MAKE, _GATE, _SEAL = "make", "gate", "seal"
 _KEY = "hashtextextended(current_schema() || '/edge-aggregator/' || %s, 0)"
 """Locks are a server's numbers; ours stand apart by the schema and by what they are for."""
+_CLOSING = "5s"
+"""How long the gate may take to close, while every writer waits behind it: far less than they wait at most."""
 _OTHER_LAKE = (
     "$.lake.url: this landing is sealed into another lake: name that bucket, or on one machine that data folder"
 )
@@ -104,19 +106,26 @@ class LandingServer:
             return work()
 
     def settled(self) -> int:
-        """The highest id that was given out, once its writer and all before it are done."""
+        """The highest id that was given out, once its writer and all before it are done.
+
+        Raises Broken, within :meth:`run`, if one of them takes too long: what it may still commit cannot be passed.
+        """
         with self.db.transaction():
+            self.db.native(f"SET LOCAL lock_timeout = '{_CLOSING}'")
             self.db.native(f"SELECT pg_advisory_xact_lock({_KEY})", (_GATE,))
             return int(self.db.execute("SELECT coalesce(max(id), 0) FROM releases").get)
 
     @contextmanager
     def reading(self) -> Iterator[Statements]:
-        """One snapshot, over a connection of its own, row by row."""
+        """One snapshot, over a connection of its own, row by row, for as long as the body takes.
+
+        Nobody waits for one who reads; the keepalives end the session of a machine that fell silent.
+        """
         try:
             session = Session(rowwise=True)
             session.use(connected(self._database))
             with session.closing():
-                session.native("SET idle_in_transaction_session_timeout = '10min'")  # nobody waits for one who reads
+                session.native("SET idle_in_transaction_session_timeout = 0")  # `verify` reads a lake meanwhile
                 session.native("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 yield session
         except psycopg.Error as error:

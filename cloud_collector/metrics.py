@@ -4,11 +4,13 @@ Place: beside the event's path. Most counts are read off the events of the catal
 doors add durations and depths.
 Invariants: a label's values come from this code (methods, outcomes, refusals, codes), never from a caller, an agent or
 a payload, so their number is bounded and nothing is told of a person or a key. With several processes each writes its
-own files below PROMETHEUS_MULTIPROC_DIR, which must be set before this module is imported; a page adds them up.
+own files below PROMETHEUS_MULTIPROC_DIR, which must be set before this module is imported; a page adds them up. Depths
+are kept here and written there a few times a second, however often they change: each write costs microseconds a call.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from contextlib import contextmanager
@@ -79,7 +81,37 @@ _EVENTS = {
     }.items()
 }
 _WORKERS_DIED = Counter("collector_workers_died", "Processes that ended without being told to", registry=_REGISTRY)
+DEPTHS_S = 0.25
+"""A depth is written no later than this after it changed."""
 _METHODS = frozenset({"PushReleases", "SayHead", "ListPlans", "Estimate", "Coverage", "GetTrust", "Enroll", "Renew"})
+
+
+class _Depths:
+    """Gauges that change with every call; of one event loop at a time."""
+
+    def __init__(self) -> None:
+        self._now: dict[Gauge, float] = {}
+        self._changed: set[Gauge] = set()
+        self._writes: asyncio.AbstractEventLoop | None = None
+        """The loop that will write what has changed."""
+
+    def add(self, gauge: Gauge, by: float) -> None:
+        """Change a depth."""
+        self._now[gauge] = self._now.get(gauge, 0.0) + by
+        self._changed.add(gauge)
+        loop = asyncio.get_running_loop()
+        if self._writes is not loop:
+            self._writes = loop
+            loop.call_later(DEPTHS_S, self.write)
+
+    def write(self) -> None:
+        """Write what has changed."""
+        changed, self._changed, self._writes = self._changed, set(), None
+        for gauge in changed:
+            gauge.set(self._now[gauge])
+
+
+_DEPTHS = _Depths()
 
 
 def start() -> None:
@@ -88,7 +120,8 @@ def start() -> None:
 
 
 def page() -> bytes:
-    """All figures as Prometheus reads them, of every process if there are several."""
+    """All figures as Prometheus reads them, of every process if there are several; this one's depths are of now."""
+    _DEPTHS.write()
     if FOLDER_VARIABLE not in os.environ:
         return generate_latest(_REGISTRY)
     together = CollectorRegistry()
@@ -107,11 +140,11 @@ def timed_call(method: str) -> Iterator[None]:
     """Count a call as in work while the body runs, and time it."""
     depth, seconds = _of_method(_method(method))
     began = time.perf_counter()
-    depth.inc()
+    _DEPTHS.add(depth, 1)
     try:
         yield
     finally:
-        depth.dec()
+        _DEPTHS.add(depth, -1)
         seconds.observe(time.perf_counter() - began)
 
 
@@ -129,16 +162,16 @@ def timed_seal() -> Iterator[None]:
 @contextmanager
 def waiting(releases: int) -> Iterator[None]:
     """Count releases as waiting for their commit while the body runs."""
-    _WAITING.inc(releases)
+    _DEPTHS.add(_WAITING, releases)
     try:
         yield
     finally:
-        _WAITING.dec(releases)
+        _DEPTHS.add(_WAITING, -releases)
 
 
-def opened(calls: int) -> None:
-    """Say how many calls are being received or in work in this process."""
-    _RECEIVING.set(calls)
+def opened(by: int) -> None:
+    """Say that so many calls more, or fewer, are being received or in work in this process."""
+    _DEPTHS.add(_RECEIVING, by)
 
 
 def certificate_ends(kind: str, moment_s: float) -> None:

@@ -221,21 +221,6 @@ class Rollups:
                 db.execute(f"DELETE FROM {table} WHERE plan = ?", (number,))  # noqa: S608
             db.execute("DELETE FROM plans WHERE no = ?", (number,))
 
-    def rows(self, plan_hash: PlanHash) -> dict[str, set[tuple[Any, ...]]]:
-        """Everything that is kept of a plan, to be compared with another file's."""
-        tables = {
-            "sums": "SELECT day, start_us, tenant, scales, releases, sums FROM sums WHERE plan = ?",
-            "days": "SELECT start_us, tenant, nodes.node, status, windows FROM days "
-            "JOIN nodes ON nodes.no = days.node WHERE plan = ?",
-            "records": "SELECT start_us, tenant, nodes.node, status FROM records "
-            "JOIN nodes ON nodes.no = records.node WHERE plan = ?",
-            "seen": "SELECT tenant, nodes.node, first_us, last_us FROM seen "
-            "JOIN nodes ON nodes.no = seen.node WHERE plan = ?",
-        }
-        with self._transaction() as db:
-            number: Any = db.execute("SELECT no FROM plans WHERE hash = ?", (bytes(plan_hash),)).get
-            return {name: set(db.execute(query, (number,)).fetchall()) for name, query in tables.items()}
-
     def _add(self, db: apsw.Connection, plan: Plan, number: int, ones: Sequence[_One]) -> None:
         length_us = plan.every // timedelta(microseconds=1)
         names, daily = payload_columns(plan), has_days(plan)

@@ -1,10 +1,10 @@
 """The sealer: moves landed releases into the lake.
 
 Place: between the landing and the lake, at intervals and before every answer.
-Invariants: ids reach a table in ascending order, so the lake's mark never passes a release that was left behind; a
-pass moves what was there when it was asked for, and ends; a release leaves the landing only once the lake and the
-roll-ups have it on disk, and each of them takes it once however often it comes; one plan whose table fails does not
-hold up the others.
+Invariants: ids reach a table in ascending order, so the lake's mark passes no release that was left behind, unless that
+is damaged; a pass moves what was there when it was asked for, and ends; a release leaves the landing only once the lake
+and the roll-ups have it on disk, and each of them takes it once however often it comes; one plan whose table fails, or
+one release that the disk did not keep as it was, does not hold up the others, and every pass fails until it is mended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cloud_collector.lake import Lake
-    from cloud_collector.payload import Values
+    from cloud_collector.lake_rows import Row
     from cloud_collector.rollup import Rollups
     from edge_agg.contract.plan import Plan, PlanHash
     from edge_agg.contract.release import Release
@@ -45,6 +45,10 @@ class Landed(Protocol):
     @property
     def id(self) -> str:
         """The landing's own name."""
+
+    @property
+    def restored(self) -> bool:
+        """Whether it came out of a backup, so that the lake may hold releases that it has forgotten."""
 
     def newest(self) -> int:
         """The highest id of what is not sealed; 0 if all is."""
@@ -87,6 +91,8 @@ class Sealer:
     ) -> None:
         self._landing, self._lake, self._plan_of, self._rollups = landing, lake, plan_of, rollups
         self._lock = threading.Lock()
+        self._damaged: set[int] = set()
+        self._skipped = 0
 
     def newest(self) -> int:
         """The highest id of what waits now; 0 if nothing does."""
@@ -103,17 +109,19 @@ class Sealer:
             How many releases were moved.
 
         Raises:
-            StoreFailed: after all other plans' releases were moved; those of the failing plan wait for the next call.
+            StoreFailed: after all other plans' releases were moved; those of the failing plan wait for the next call,
+                and so does a damaged one.
         """
         with self._lock:
             # One answer a hash for the whole pass: a plan that turned up half-way would overtake its older releases.
             plans: dict[PlanHash, Plan | None] = {}
             moved, after, failure = 0, 0, None
+            self._skipped = 0
             last = self._landing.newest() if upto is None else upto
             limit = min(_LEAST_CHUNK, _CHUNK)
             while chunk := [one for one in self._landing.unsealed(limit, after=after) if one.id <= last]:
                 after, limit = chunk[-1].id, _next_limit(chunk)
-                for plan_hash, group in _by_plan(chunk).items():
+                for plan_hash, group in self._by_plan(chunk).items():
                     if plan_hash not in plans:
                         plans[plan_hash] = self._plan_of(plan_hash)
                     plan = plans[plan_hash]
@@ -123,8 +131,11 @@ class Sealer:
                         moved += self._move(plan, plan_hash, group)
                     except StoreFailed as error:
                         plans[plan_hash], failure = None, error
+                        emit(Event.SEAL_FAILED, cause=type(error).__name__, plan=plan.name)
             if failure is not None:
                 raise failure
+            if self._skipped:
+                raise StoreFailed("a landed release is no longer what it was: `verify` names it; look at the disk")
             return moved
 
     @contextmanager
@@ -134,34 +145,55 @@ class Sealer:
             yield
 
     def _move(self, plan: Plan, plan_hash: PlanHash, group: Sequence[_Opened]) -> int:
+        moved = 0
         for part in _parts(group, len(payload_columns(plan))):
-            rows = [(landing_id, release, _values(plan, release, payload)) for landing_id, release, payload in part]
+            rows = list(self._rows(plan, part))
+            if not rows:
+                continue
             if self._rollups is not None and not self._rollups.covers(plan_hash):
                 self._rollups.begin(plan, plan_hash, self._lake.stored(plan, plan_hash))
-            self._lake.append(plan, plan_hash, rows, app_id=self._landing.id)
+            landing = self._landing
+            self._lake.append(plan, plan_hash, rows, app_id=landing.id, restored=landing.restored)
             if self._rollups is not None:
                 self._rollups.add(plan, plan_hash, rows)
             self._landing.mark_sealed({row[0]: digest(plan, row) for row in rows})
-        emit(Event.RELEASES_SEALED, releases=len(group), plan=plan.name, version=plan.version)
-        return len(group)
+            moved += len(rows)
+        if moved:
+            emit(Event.RELEASES_SEALED, releases=moved, plan=plan.name, version=plan.version)
+        return moved
+
+    def _by_plan(self, chunk: Sequence[Waiting]) -> dict[PlanHash, list[_Opened]]:
+        """Group by plan, without what is damaged; the order of ids stays."""
+        groups: dict[PlanHash, list[_Opened]] = {}
+        for one in chunk:
+            try:
+                release, sealed = codec.open_sealed(one.header, one.payload)
+            except MalformedRelease:
+                self._skip(one.id)
+            else:
+                groups.setdefault(release.plan_hash, []).append((one.id, release, sealed.payload))
+        return groups
+
+    def _rows(self, plan: Plan, part: Sequence[_Opened]) -> Iterator[Row]:
+        """The values of releases, without what is damaged."""
+        for landing_id, release, payload in part:
+            try:
+                yield landing_id, release, open_payload(release, payload, plan)
+            except MalformedRelease:
+                self._skip(landing_id)
+
+    def _skip(self, landing_id: int) -> None:
+        """Leave a damaged release where it is, and say so once."""
+        self._skipped += 1
+        if landing_id not in self._damaged:
+            self._damaged.add(landing_id)
+            emit(Event.SEAL_FAILED, cause="ReleaseDamaged", release=landing_id)
 
 
 def _next_limit(chunk: Sequence[Waiting]) -> int:
     """How many releases to read next: a commit's syncs cost the same for many, and what is read is in memory."""
     size = sum(len(one.payload) for one in chunk) // len(chunk) + 1
     return min(max(_LEAST_CHUNK, _CHUNK_BYTES // size), _CHUNK)
-
-
-def _by_plan(chunk: Sequence[Waiting]) -> dict[PlanHash, list[_Opened]]:
-    """Group by plan; the order of ids stays."""
-    groups: dict[PlanHash, list[_Opened]] = {}
-    for one in chunk:
-        try:
-            release, sealed = codec.open_sealed(one.header, one.payload)
-        except MalformedRelease:
-            raise StoreFailed("a landed release is no longer what it was: look at the disk") from None
-        groups.setdefault(release.plan_hash, []).append((one.id, release, sealed.payload))
-    return groups
 
 
 def _parts(group: Sequence[_Opened], columns: int) -> Iterator[Sequence[_Opened]]:
@@ -177,10 +209,3 @@ def _parts(group: Sequence[_Opened], columns: int) -> Iterator[Sequence[_Opened]
         values += size
     if part:
         yield part
-
-
-def _values(plan: Plan, release: Release, payload: bytes) -> Values:
-    try:
-        return open_payload(release, payload, plan)
-    except MalformedRelease:
-        raise StoreFailed("a landed release is no longer what it was: look at the disk") from None

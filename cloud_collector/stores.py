@@ -41,7 +41,8 @@ def verify(context: click.Context, config: Path) -> None:
         lake = Lake.of(told, writes=False)
         rollups = told.rollups_path if told.database is None else None
         with contextlib.closing(landing):
-            for difference in differences(Stores(landing=landing, lake=lake, rollups=rollups, plans=plans)):
+            stores = Stores(landing=landing, lake=lake, rollups=rollups, turns=told.turns_path, plans=plans)
+            for difference in differences(stores):
                 click.echo(difference)
                 found += 1
         click.echo(f"{found} differences" if found else "all fits")

@@ -62,7 +62,8 @@ class Event(StrEnum):
     UPKEEP_FAILED = "upkeep_failed"
     """Retention or compaction failed and will be tried again; tables are as they were. Fields: cause."""
     SEAL_FAILED = "seal_failed"
-    """Sealing failed and will be tried again; the releases stay in the landing. Fields: cause."""
+    """Sealing failed and will be tried again; the releases stay in the landing. Fields: cause, plan if one plan's table
+    did; of a landed release that is damaged, release (its id in the landing), once a process."""
     QUERY_ANSWERED = "query_answered"
     """An analyst got an answer. Fields: plan, rows, duration_s."""
     REQUEST_REFUSED = "request_refused"

@@ -104,7 +104,7 @@ class Turnstile(grpc.aio.ServerInterceptor):
         self._open[key] += by
         if not self._open[key]:
             del self._open[key]
-        metrics.opened(self._total)
+        metrics.opened(by)
 
     async def _received(self, method: str, requests: AsyncIterator[Any], context: Context) -> Any:
         """The one request of a call, if it arrives in time; one that does not may be honest and its link slow."""

@@ -5,7 +5,8 @@ Invariants:
 - What was written is named only if the files that it was made of are all still there; else it is a leftover.
 - What is dropped stays for a grace time, because a reader may have listed it just before; that a file is a leftover,
   and since when, is told by the log. Of a file that the log never named, its own time tells.
-- Data goes by whole days that ended before the plan's retention; the landing's keys stay (promise B2).
+- Data goes by whole days that ended before the plan's retention; the landing's keys stay (promise B2). The moment
+  before which it is gone never goes back, also when the retention is lengthened: lake and roll-ups have the same one.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def prepare_retirement(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int)
     Raises:
         StoreFailed: the disk refused; the table is as it was.
     """
-    return lake.write(plan, plan_hash, lambda log, now: _rests(plan, log, now, cutoff))
+    return lake.write(plan, plan_hash, lambda log, now: _rests(plan, log, now, _from(now, cutoff)))
 
 
 def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int, made: Rewrite | None = None) -> int:
@@ -104,7 +105,7 @@ def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int, made: Rewri
         lake: where the table is.
         plan: whose table it is.
         plan_hash: its hash.
-        cutoff: the moment, in microseconds since 1970.
+        cutoff: the moment, in microseconds since 1970; a later one if data from before that is gone already.
         made: what was prepared; made anew if that is no longer all.
 
     Returns:
@@ -115,13 +116,13 @@ def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int, made: Rewri
     """
 
     def work(log: DeltaLog, now: Snapshot) -> int:
-        ready = made
+        ready, from_us = made, _from(now, cutoff)
         if (
             ready is None
             or log.waited_too_long(ready.add)
-            or {one.name for one in ready.remove} != {one.name for one in _old(now, cutoff)}
+            or {one.name for one in ready.remove} != {one.name for one in _old(now, from_us)}
         ):
-            ready = _rests(plan, log, now, cutoff)
+            ready = _rests(plan, log, now, from_us)
         if ready.remove:
             failpoint("retirement_written")
             log.commit(
@@ -130,12 +131,17 @@ def retire(lake: Lake, plan: Plan, plan_hash: PlanHash, cutoff: int, made: Rewri
                 operation="DELETE",
                 add=ready.add,
                 remove=ready.remove,
-                transactions={RETIRED: cutoff},
+                transactions={RETIRED: from_us},
             )
             failpoint("retirement_committed")
-        return max(cutoff, now.transactions.get(RETIRED, cutoff))
+        return from_us
 
     return lake.write(plan, plan_hash, work)
+
+
+def _from(now: Snapshot, cutoff: int) -> int:
+    """From when on data is kept: what was retired once is not taken back by a longer retention."""
+    return max(cutoff, now.transactions.get(RETIRED, cutoff))
 
 
 def _old(now: Snapshot, cutoff: int) -> list[DataFile]:
@@ -164,17 +170,28 @@ def cutoff_us(plan: Plan, *, keep: timedelta, now: datetime) -> int:
     return to_us(now - keep - (now - keep - ORIGIN) % step)
 
 
-def tidy(lake: Lake, plan: Plan, plan_hash: PlanHash, *, grace_s: float = GRACE_S) -> int:
-    """Remove the files that no version of the last while names, and sum the log up; how many were removed."""
-    return lake.write(plan, plan_hash, lambda log, now: _tidy(log, now, grace_s))
+def tidy(lake: Lake, plan: Plan, plan_hash: PlanHash, *, grace_s: float | None = None) -> int:
+    """Remove the files that no version of the last while names, and sum the log up; how many were removed.
+
+    Args:
+        lake: where the table is.
+        plan: whose table it is.
+        plan_hash: its hash.
+        grace_s: how long they stay, in seconds; :data:`GRACE_S` if None.
+
+    Raises:
+        StoreFailed: the disk refused; what is named is as it was.
+    """
+    # Taken before the log is read: what is committed later, however long this machine sleeps, is younger.
+    until_ms = (time.time() - (GRACE_S if grace_s is None else grace_s)) * 1000
+    return lake.write(plan, plan_hash, lambda log, now: _tidy(log, now, until_ms))
 
 
-def _tidy(log: DeltaLog, now: Snapshot, grace_s: float) -> int:
+def _tidy(log: DeltaLog, now: Snapshot, until_ms: float) -> int:
     if now.version < 0:
         return 0
     log.checkpoint()
     removed = 0
-    until_ms = (time.time() - grace_s) * 1000
     for found in log.present():
         if found.name not in now.files and now.dropped.get(found.name, found.modified_ms) < until_ms:
             log.discard(found.name)

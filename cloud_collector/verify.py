@@ -1,11 +1,13 @@
 """Whether what is kept still fits together: chains, bytes, lake and roll-ups, each against the others.
 
 Place: `cloud-collector verify`; reads only, beside a collector that may be running.
-What is looked at: whose the lake is; each journal's links, head and count; the sha256 of what waits for the lake; the
+What is sums at: whose the lake is; each journal's links, head and count; the sha256 of what waits for the lake; the
 digest of every release in the lake against the one that the landing kept, and that each is there once and in order; the
 roll-ups against ones made anew from the lake.
+A release in the lake that a restored landing does not know came after the landing was copied: that is no difference.
 Invariants: what it says names tenants, agents, plans and windows, never a value; the lake is read before the landing,
-so a release that is sealed meanwhile is no difference.
+so a release that is sealed meanwhile is no difference. Of the roll-ups and the lake one moment is compared, at which
+nobody was sealing; the sealer waits for as long as it takes to open them, not to read them.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import apsw
+
+from cloud_collector.errors import StoreFailed
 from cloud_collector.lake import RETIRED
 from cloud_collector.rollup import Rollups
+from cloud_collector.turns import turn
 from edge_agg.contract import codec
 from edge_agg.contract.errors import MalformedRelease
 
@@ -31,8 +36,6 @@ if TYPE_CHECKING:
     from cloud_collector.landing_store import Statements, Store
     from edge_agg.contract.plan import Plan, PlanHash
 
-_TRIES = 3
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
@@ -42,6 +45,8 @@ class Stores:
     lake: Lake
     rollups: Path | None
     """None where there are none."""
+    turns: Path
+    """The file that whoever seals holds a lock on."""
     plans: Sequence[tuple[Plan, PlanHash]]
 
 
@@ -62,7 +67,7 @@ def differences(stores: Stores) -> Iterator[str]:
             yield from _sealed(db, stores.lake, plan, plan_hash, snapshots[plan_hash])
     if stores.rollups is not None and stores.rollups.exists():
         for plan_hash, plan in plans.items():
-            yield from _rolled(stores.lake, stores.rollups, plan, plan_hash)
+            yield from _rolled(stores, stores.rollups, plan, plan_hash)
 
 
 def _belonging(db: Statements, lake: Lake) -> Iterator[str]:
@@ -118,7 +123,7 @@ def _waiting(db: Statements) -> Iterator[str]:
 
 def _sealed(db: Statements, lake: Lake, plan: Plan, plan_hash: PlanHash, at: Snapshot) -> Iterator[str]:
     """What has reached the lake."""
-    landing_id = str(db.execute("SELECT id FROM meta").get)
+    landing_id, restored = db.execute("SELECT id, restored_us IS NOT NULL FROM meta").get
     mark, retired = at.transactions.get(landing_id, 0), at.transactions.get(RETIRED)
     query = (
         "SELECT tenant, agents.agent, window_start_us, digest, waiting.id IS NULL, releases.id FROM releases "
@@ -135,6 +140,8 @@ def _sealed(db: Statements, lake: Lake, plan: Plan, plan_hash: PlanHash, at: Sna
         found.add(key)
         if not one.in_order:
             yield f"{where} is in the lake with other keys than the plan's"
+        if key not in kept and restored:
+            continue
         if key not in kept:
             yield f"{where} is in the lake, and the landing does not know it"
         elif kept[key][1] and kept[key][0] is not None and kept[key][0] != one.digest:
@@ -146,18 +153,50 @@ def _sealed(db: Statements, lake: Lake, plan: Plan, plan_hash: PlanHash, at: Sna
             yield f"{plan.name}: {key[0]}/{key[1]} at {moment} was sealed, and is not in the lake"
 
 
-def _rolled(lake: Lake, rollups: Path, plan: Plan, plan_hash: PlanHash) -> Iterator[str]:
-    """The roll-ups, against ones made anew; looked at again, because the sealer may be at work."""
-    for turn in range(_TRIES):
-        if turn:
-            time.sleep(1)
-        with contextlib.closing(Rollups(rollups)) as kept:
-            if not kept.covers(plan_hash):
-                return
-            before = kept.rows(plan_hash)
-        with tempfile.TemporaryDirectory() as folder, contextlib.closing(Rollups(Path(folder) / "anew.sqlite")) as anew:
-            with contextlib.suppress(ValueError):  # of a release with other cells than the plan's
-                anew.begin(plan, plan_hash, lake.stored(plan, plan_hash))
-            if anew.rows(plan_hash) == before:
-                return
-    yield f"{plan.name}: the roll-ups are not the sums of the lake; stop the collector, remove rollups.sqlite"
+def _rolled(stores: Stores, rollups: Path, plan: Plan, plan_hash: PlanHash) -> Iterator[str]:
+    """The roll-ups, against ones made anew from the lake, both as they were between two turns of the sealer."""
+    with contextlib.ExitStack() as stack:
+        with turn(stores.turns):
+            at = stores.lake.snapshot(plan, plan_hash)
+            db = stack.enter_context(_one_state(rollups))
+        kept = _rows(db, plan_hash)
+    if kept is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "anew.sqlite"
+        with contextlib.closing(Rollups(path)) as anew, contextlib.suppress(ValueError):  # other cells than the plan's
+            anew.begin(plan, plan_hash, stores.lake.stored(plan, plan_hash, at))
+        with _one_state(path) as db:
+            fits = _rows(db, plan_hash) == kept
+    if not fits:
+        yield f"{plan.name}: the roll-ups are not the sums of the lake; stop the collector, remove rollups.sqlite"
+
+
+@contextlib.contextmanager
+def _one_state(rollups: Path) -> Iterator[apsw.Connection]:
+    """The file as it is now, whatever is written meanwhile; whoever writes does not wait."""
+    try:
+        with contextlib.closing(apsw.Connection(str(rollups), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+            db.set_busy_timeout(5_000)
+            db.execute("BEGIN")
+            db.execute("SELECT 1 FROM plans").fetchall()  # the state is that of the first reading
+            yield db
+    except apsw.Error as error:
+        raise StoreFailed(f"the roll-ups cannot be read ({type(error).__name__})") from None
+
+
+def _rows(db: apsw.Connection, plan_hash: PlanHash) -> dict[str, set[tuple[Any, ...]]] | None:
+    """Everything that is rolled up of a plan, by table; None if it is not."""
+    tables = {
+        "sums": "SELECT day, start_us, tenant, scales, releases, sums FROM sums WHERE plan = ?",
+        "days": "SELECT start_us, tenant, nodes.node, status, windows FROM days "
+        "JOIN nodes ON nodes.no = days.node WHERE plan = ?",
+        "records": "SELECT start_us, tenant, nodes.node, status FROM records "
+        "JOIN nodes ON nodes.no = records.node WHERE plan = ?",
+        "seen": "SELECT tenant, nodes.node, first_us, last_us FROM seen "
+        "JOIN nodes ON nodes.no = seen.node WHERE plan = ?",
+    }
+    number: Any = db.execute("SELECT no FROM plans WHERE hash = ?", (bytes(plan_hash),)).get
+    if number is None:
+        return None
+    return {name: set(db.execute(query, (number,)).fetchall()) for name, query in tables.items()}

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_agg.accounts import budget_for, check_charged
 from edge_agg.agent import Agent, Tuning
 from edge_agg.ceilings import Ceilings
-from edge_agg.config import bytes_of, discovery_of, horizon_of, plans_of, span_of
+from edge_agg.config import bytes_of, plans_of, span_of
 from edge_agg.contract.plan import parse_duration
 from edge_agg.departures import Departures
+from edge_agg.errors import ConfigInvalid
 from edge_agg.herald import Herald
 from edge_agg.identity.credentials import credentials_of
 from edge_agg.identity.renewal import Renewal
@@ -26,7 +28,6 @@ from edge_agg.journal import Journal
 from edge_agg.policy import Policy, load_policy, veto
 from edge_agg.positions import Positions
 from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.statement import budget_of
 from edge_agg.series import Account, Series
 from edge_agg.spool import Spool
 from edge_agg.telemetry import Event, emit
@@ -59,7 +60,8 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         wire: the way to the collector; over gRPC unless a test brings its own. Needs a running event loop.
 
     Raises:
-        ConfigInvalid: the device's policy cannot be read, or its certificate, or that is another agent's.
+        ConfigInvalid: the device's policy cannot be read, or its certificate, or that is another agent's; or charges of
+            the journal would count against no account, or against another.
         PlanRefused: a plan cannot be calibrated.
         JournalFailed, SpoolFailed: the state folder cannot be used.
     """
@@ -69,20 +71,19 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
     if credentials is not None:
         renewal = Renewal(address=table.url, credentials=credentials, clock=clock, jitter=random.random)
     measurements = [compile_plan(plan) for plan in plans]
-    accounts = {
-        account.name: Account(
-            name=account.name,
-            budget=budget_of(
-                epsilon=account.epsilon,
-                delta=account.delta,
-                horizon=horizon_of(account),
-                discovery=discovery_of(account, plans_of(config, plans, account.name)),
-            ),
-        )
-        for account in config.account
-    }
     state = Path(config.agent.state)
     journal = Journal.open(state, config.agent.name, now=clock.now())
+    try:
+        check_charged(config, plans, journal)
+    except ConfigInvalid:
+        journal.close()
+        raise
+    pays_for = {table.name: plans_of(config, plans, table.name) for table in config.account}
+    accounts = {
+        table.name: Account(name=table.name, budget=budget_for(table, pays_for[table.name], journal))
+        for table in config.account
+    }
+    begun_with = {table.name: budget_for(table, pays_for[table.name]) for table in config.account}
     start, end = span_of(config.history)
     history = Span(start=start, end=end)
     policy = load_policy(Path(config.agent.policy)) if config.agent.policy else Policy()
@@ -93,7 +94,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
             account=accounts[entry.account],
             journal=journal,
             span=history,
-            veto=veto(policy, measurement, accounts[entry.account].budget),
+            veto=veto(policy, measurement, begun_with[entry.account]),
         )
         for measurement, entry in zip(measurements, config.plan, strict=True)
     ]

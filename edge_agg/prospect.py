@@ -7,24 +7,25 @@ Invariant: it reads and adds up; nothing is charged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agg.config import discovery_of, horizon_of, plans_of, span_of
+from edge_agg.accounts import budget_for, journal_of
+from edge_agg.config import plans_of, span_of
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.plan import plan_hash
-from edge_agg.journal import Journal
+from edge_agg.contract.release import Charge
 from edge_agg.privacy.ledger import heaviest
 from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, look
-from edge_agg.privacy.statement import account_in_words, budget_of, days, loss, period, plural, rounded_up
+from edge_agg.privacy.outlook import advise, cheaper_epsilon, demand_of, lasts_for_ever, look, refused_until
+from edge_agg.privacy.statement import account_in_words, days, loss_within, period, plural, rounded_up
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from edge_agg.config import AccountTable, Config
     from edge_agg.contract.plan import Plan
+    from edge_agg.journal import Journal
     from edge_agg.privacy.ledger import Budget, Entry
     from edge_agg.privacy.measurement import Measurement
     from edge_agg.privacy.outlook import Demand
@@ -42,16 +43,20 @@ class Prospect:
     """As the plans, in their order."""
     until: datetime | None
     """The end of the agent's history, where it has one: no window comes after it."""
+    history: timedelta | None = None
+    """How long that history is."""
 
     def spent(self) -> str:
         """What was spent of it around now."""
         now = min((demand.start for demand in self.demands), default=None)
-        lost = 0.0
+        charge = Charge()
         if now is not None and self.entries:
             step = min(demand.every for demand in self.demands)
-            lost = loss(heaviest(self.budget.horizon, self.entries, around=now - step), self.account.delta).epsilon
-        over = f"{self.account.epsilon:g} spent in {days(self.budget.horizon)}"
-        return f"account {self.account.name}: epsilon {rounded_up(lost)} of {over}"
+            charge = heaviest(self.budget.horizon, self.entries, around=now - step)
+        lost, over = loss_within(charge, self.account.delta), f"spent in {days(self.budget.horizon)}"
+        if lost is None:
+            return f"account {self.account.name}: more than delta {self.account.delta:g} can express {over}"
+        return f"account {self.account.name}: epsilon {rounded_up(lost.epsilon)} of {self.account.epsilon:g} {over}"
 
     def promise(self) -> str:
         """What it promises about one unit, whatever its plans are."""
@@ -61,6 +66,7 @@ class Prospect:
             epsilon=self.account.epsilon,
             delta=self.account.delta,
             nodes=max((one.plan.privacy_unit.max_nodes for one in self.measurements), default=1),
+            history=self.history,
         )
 
     def lasts(self) -> str:
@@ -89,6 +95,12 @@ class Prospect:
         outlook = look(self.budget, self.entries, self.demands)
         if outlook.ends is None or (self.until is not None and outlook.ends >= self.until):
             return None
+        if lasts_for_ever(self.budget, self.demands):
+            last = refused_until(self.budget, self.entries, self.demands, self.until) or outlook.ends
+            return (
+                f"Charges from before fill it, not its plans: windows find no room up to that of {last:%-d %b %Y}. "
+                f"Wait; after it they {'never run out' if self.until is None else 'last for the rest of the history'}."
+            )
         advice = advise(self.budget, self.demands)
         measurement = next(one for one in self.measurements if one.plan.name == advice.plan)
         plan, ways = measurement.plan, []
@@ -131,16 +143,11 @@ def prospects(
     Raises:
         JournalFailed: there is a journal, and it cannot be read.
     """
-    folder = Path(config.agent.state)
-    journal = Journal.read(folder, config.agent.name) if (folder / "journal.sqlite").exists() else None
-    try:
+    with journal_of(config) as journal:
         return [
             _prospect(config, account, plans, journal, now=now, extra=extra, vetoed=vetoed)
             for account in config.account
         ]
-    finally:
-        if journal is not None:
-            journal.close()
 
 
 def _prospect(
@@ -158,30 +165,28 @@ def _prospect(
         own = [*(plan for plan in own if plan.name != extra[0].name), extra[0]]
     running = [plan for plan in own if plan.name not in vetoed]
     start, end = span_of(config.history)
+    first = start or (now if journal is None else journal.created)
     measurements = [compile_plan(plan) for plan in running]
     return Prospect(
         account=account,
-        budget=budget_of(
-            epsilon=account.epsilon,
-            delta=account.delta,
-            horizon=horizon_of(account),
-            discovery=discovery_of(account, own),
-        ),
+        budget=budget_for(account, own, journal),
         entries=[] if journal is None else journal.entries(account.name),
         measurements=measurements,
-        demands=[_demand(one, journal, start or (now if journal is None else journal.created)) for one in measurements],
+        demands=[_demand(one, account.name, journal, first) for one in measurements],
         until=end,
+        history=None if start is None or end is None else end - start,
     )
 
 
-def _demand(measurement: Measurement, journal: Journal | None, first: datetime) -> Demand:
+def _demand(measurement: Measurement, account: str, journal: Journal | None, first: datetime) -> Demand:
     """What a plan will charge from its first window that is not closed."""
     plan = measurement.plan
     hash_ = plan_hash(plan)
     start = (journal and journal.closed_before(hash_)) or first
     paid = None
-    if journal is not None and plan.period is not None and journal.is_covered(hash_, window_of(start, plan.every)):
-        paid = window_of(start, plan.period) + plan.period - plan.every
+    if journal is not None and plan.period is not None:
+        covered = journal.is_covered(account, hash_, window_of(start, plan.every))
+        paid = window_of(start, plan.period) + plan.period - plan.every if covered else None
     return demand_of(measurement, start, paid)
 
 

@@ -275,7 +275,7 @@ class Series:
         period, windows = self._period(start), plan.bounds.max_windows
         if period is None or windows is None or plan.period is None or attempts:
             return Entry(window_start=start, charge=charge)
-        if self.journal.is_covered(self.hash, start):
+        if self.journal.is_covered(self.account.name, self.hash, start):
             return Entry(window_start=start, charge=Charge())
         return Entry(window_start=start, charge=charge * windows, through=period + plan.period - plan.every)
 

@@ -31,6 +31,12 @@ RATIO: dict[tuple[Query, str], float] = {
     ("B", "string"): 12.0,
 }
 
+REMARKS = {
+    "floor_ratio_A_10M-1M-string": "at its limit: 2 of 6 quiet runs missed it "
+    "([decision 16](decisions/0016-rows-that-cannot-be-kept-do-not-wait.md))"
+}
+"""What a bar's figure alone does not say."""
+
 
 def bars(results: Results) -> Iterator[Bar]:
     """Every bar that the results have figures for."""

@@ -1,18 +1,17 @@
 """Write docs/performance.md and its chart from the stored results: `python -m benchmarks.privacy.page`.
 
 Place: last; it measures nothing.
-Invariant: every figure on the page comes out of a stored result, the machine's and the versions' too.
+Invariant: every figure of a run comes out of a stored result, the machine's and the versions' too.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib.metadata import version
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.privacy import tables
-from benchmarks.privacy.bars import FLAT, MAIN, NOISE, SCALE, bars
+from benchmarks.privacy.bars import FLAT, MAIN, NOISE, REMARKS, SCALE, bars
 from benchmarks.privacy.chart import chart
 from benchmarks.privacy.events import CATEGORY_EXPONENT, FLAT_EXPONENT, UNIT_EXPONENT
 from benchmarks.privacy.question import BINS, DELTA, EPSILON, MAX_PARTITIONS, MAX_ROWS, Case
@@ -20,7 +19,13 @@ from benchmarks.privacy.registry import SYSTEMS
 from benchmarks.privacy.result import Results, load
 from benchmarks.privacy.truth import FREQUENT
 
+if TYPE_CHECKING:
+    from benchmarks.bar import Bar
+
 PAGE, CHART = Path("docs/performance.md"), Path("docs/performance.png")
+if TYPE_CHECKING:
+    from benchmarks.bar import Bar
+
 LARGE = Case(events=10_000_000, units=1_000_000)
 SIZES = [Case(events=events, units=100_000) for events in (100_000, 1_000_000)]
 STRINGS = Case(events=1_000_000, units=100_000, ids="string")
@@ -54,17 +59,19 @@ most rows survive bounding: harder for whoever bounds, no different for the plai
 because the plain group-by is cheapest on them and ratios to it are then strictest. For A it reads one column of the
 four; whoever bounds by unit and window reads three.
 
-"Ours" is the agent's whole way but for the uplink: Parquet, typed rows, windows, bounding, charge in a journal on
-disk, noise, sealed release; with the heap settings that the agent's process gives itself at its start (decision 16),
-where peers have their defaults. Peers go from the same file to their noisy answer. Each run is a process of its own.
-CPU time is user and system time of all threads and child processes (the JVM's too) from after the imports, with engines
-already up, to the answer; peak memory includes imports. Ours, the plain group-bys and the SQL ran {repeats} times, of
-which the least CPU time counts; peers ran once, ten minutes at most.
+"edge-agg" is the agent's complete path except the uplink: Parquet, typed rows, windows, bounding, charge in a journal
+on disk, noise, sealed release; with the heap settings that the agent's process gives itself at its start (decision
+16), where peers have their defaults. Peers go from the same file to their noisy answer. Each run is a process of its
+own. CPU time is user and system time of all threads and child processes (the JVM's too) from after the imports, with
+engines already up, to the answer; peak memory includes imports. edge-agg, the plain group-bys and the SQL ran
+{repeats} times, of which the least CPU time counts; peers ran once, ten minutes at most.
 
 ## Machine and versions
 
-{machine}; {versions}. The machine was shared with other work, which is why CPU time is compared and not wall time; CPU
-time suffers from company too (shared caches), by up to a third between runs.
+{surroundings}
+
+CPU time is compared and not wall time, since a machine may have other work; CPU time suffers from company too (shared
+caches), by up to a third between runs.
 
 ## Cost
 
@@ -85,8 +92,8 @@ categories were released, where that is not all.
 
 {accuracy}
 
-Ours alone can be asked for its exact vectors before noise. Against those, on the same case, the mean absolute error
-is {noise}.
+Of these, edge-agg alone can be asked for its exact vectors before noise. Against those, on the same case, the mean
+absolute error is {noise}.
 
 ## The bars
 
@@ -107,8 +114,8 @@ is {noise}.
   call a category: they show what the noise costs, not what bounding costs. diffprivlib's counts are cut off at the
   exact number of rows (100 rows never give more than 100): not private under add/remove, whatever their error.
 - **PipelineDP** reads Python tuples; its Beam and Spark backends would spread the same work, not lessen it.
-- A mean and its count are released by ours from two vectors, since a mean pays for its own count; peers that release
-  count and mean apart pay for three.
+- A mean and its count are released by edge-agg from two vectors, since a mean pays for its own count; peers that
+  release count and mean apart pay for three.
 """
 
 
@@ -135,8 +142,7 @@ def _page(results: Results) -> str:
         flat_exponent=FLAT_EXPONENT,
         category_exponent=CATEGORY_EXPONENT,
         repeats=_repeats(results),
-        machine=_machine(),
-        versions=", ".join(f"{name} {version(name)}" for name in ("polars", "duckdb", "pyarrow", "numpy", "opendp")),
+        surroundings=_surroundings(results),
         cost=tables.cost(results, LARGE),
         ratios=tables.ratios(results, [*MAIN, FLAT]),
         sizes=tables.sizes(results, "A", [*SIZES, STRINGS, LARGE]) + "\n\n" + _scale(results),
@@ -145,7 +151,7 @@ def _page(results: Results) -> str:
         or "not run",
         bars=tables.table(
             head,
-            ([bar.name, f"{bar.value:,.4g}", f"{bar.limit:,.4g}", "met" if bar.met else "missed"] for bar in found),
+            ([bar.name, f"{bar.value:,.4g}", f"{bar.limit:,.4g}", _verdict(bar)] for bar in found),
         ),
         bounds=tables.bounds(),
     )
@@ -163,14 +169,29 @@ def _scale(results: Results) -> str:
     said = ", ".join(f"{one.cpu_s / case.events * 1e9:,.0f} ns at {case.events:,}" for case, one in costs if one)
     drawn = results.get(("noise", "C", NOISE))
     noise = f" Noise for 50,000 cells x 2 metrics: {drawn.wall_s:.2f} s wall, {drawn.cpu_s:.2f} s CPU." if drawn else ""
-    return f"Cost of A by ours for each event (1M units): {said}.{noise}" if said else noise.strip()
+    return f"Cost of A by edge-agg for each event (1M units): {said}.{noise}" if said else noise.strip()
 
 
-def _machine() -> str:
-    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = next((line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), "?")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+def _surroundings(results: Results) -> str:
+    """Where the local systems ran, as each result says: a line for each machine and set of versions."""
+    local = [one for (name, _, _), one in results.items() if SYSTEMS[name].kind != "peer"]
+    places = Counter((one.machine, tuple(one.versions.items())) for one in local)
+    lines = []
+    for (machine, versions), count in places.most_common():
+        if machine is None:
+            lines.append(
+                f"{count} results: machine, versions and load unknown, they were stored before these were kept."
+            )
+            continue
+        loads = [one.load for one in local if one.machine == machine and one.load is not None]
+        busy = f"load average before each {min(loads):.1f} to {max(loads):.1f}" if loads else "load unknown"
+        lines.append(f"{count} results: {machine}; {', '.join(f'{name} {one}' for name, one in versions)}; {busy}.")
+    return "\n".join(lines) or "No results."
+
+
+def _verdict(bar: Bar) -> str:
+    said = "met" if bar.met else "missed"
+    return f"{said}; {REMARKS[bar.name]}" if bar.name in REMARKS else said
 
 
 if __name__ == "__main__":

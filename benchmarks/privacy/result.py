@@ -38,6 +38,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     noise: dict[str, float] = {}
     """The same against the system's own answer before noise, where it can be asked for that."""
     notes: dict[str, float] = {}
+    machine: str | None = None
+    """Where it ran; None in records from before it was kept, as the next two."""
+    versions: dict[str, str] = {}
+    """Of the packages that ours and the plain group-bys rest on."""
+    load: float | None = None
+    """The machine's load average over the minute before the first repetition: how much else it was doing."""
 
     @property
     def cpu_s(self) -> float:

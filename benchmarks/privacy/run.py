@@ -20,6 +20,7 @@ from benchmarks.privacy.events import event_files
 from benchmarks.privacy.meter import Answer, Reading  # noqa: TC001  # msgspec reads the annotations
 from benchmarks.privacy.question import categories
 from benchmarks.privacy.result import Result, store
+from benchmarks.privacy.surroundings import surroundings
 from benchmarks.privacy.truth import errors, truth
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def run(system: System, query: Query, case: Case, *, repeat: int = 1, compare: b
         repeat: how often; stops at the first run that is capped or fails.
         compare: whether to compare with the truth, which costs more than most runs.
     """
-    pattern = event_files(case, categories(query))
+    pattern, found = event_files(case, categories(query)), surroundings()
     said: list[_Said] = []
     status: str | None = None
     while len(said) < repeat and status is None:
@@ -55,7 +56,7 @@ def run(system: System, query: Query, case: Case, *, repeat: int = 1, compare: b
             status = one
         else:
             said.append(one)
-    result = Result(system=system.name, query=query, case=case, readings=[one.reading for one in said])
+    result = Result(system=system.name, query=query, case=case, readings=[one.reading for one in said], **found)
     compared = _compared(said[-1].answer, system, query, pattern) if said and compare else {}
     result = msgspec.structs.replace(result, status=status or "done", **compared)
     store(result)

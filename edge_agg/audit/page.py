@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge_agg.accounts import promised
 from edge_agg.audit.books import open_books
 from edge_agg.audit.recount import recount
-from edge_agg.config import discovery_of, horizon_of, load, plans_of
+from edge_agg.config import load
 from edge_agg.errors import JournalFailed
-from edge_agg.privacy.statement import budget_of, days, loss, plural, rounded_up
+from edge_agg.privacy.statement import days, loss, loss_within, plural, rounded_up
 
 if TYPE_CHECKING:
     from edge_agg.audit.recount import AccountCount, Recount
     from edge_agg.config import AccountTable
     from edge_agg.contract.release import Charge
-    from edge_agg.privacy.statement import Loss
 
 
 def verify(path: Path, *, machine: bool) -> bool:
@@ -36,21 +36,12 @@ def verify(path: Path, *, machine: bool) -> bool:
         ConfigInvalid: the config is wrong.
         JournalFailed: there is no journal yet, it cannot be read, or it is another agent's.
     """
-    config, plans = load(path)
+    config, _ = load(path)
     tables = {account.name: account for account in config.account}
-    budgets = {
-        name: budget_of(
-            epsilon=table.epsilon,
-            delta=table.delta,
-            horizon=horizon_of(table),
-            discovery=discovery_of(table, plans_of(config, plans, name)),
-        )
-        for name, table in tables.items()
-    }
     with open_books(Path(config.agent.state)) as books:
         if books.agent != config.agent.name:
             raise JournalFailed("the journal in this folder belongs to another agent")
-        found = recount(books, budgets)
+        found = recount(books, promised(config))
     if machine:
         print(json.dumps(_as_json(found, tables), indent=2))  # noqa: T201  # for machines, no colours
     else:
@@ -98,7 +89,7 @@ def _show(console: Console, found: Recount, tables: dict[str, AccountTable]) -> 
 def _in_words(account: AccountCount, table: AccountTable | None) -> str:
     if account.budget is None or table is None:
         return "No budget is known for it."
-    lost = _loss(account.heaviest, table)
+    lost = loss_within(account.heaviest, table.delta)
     if lost is None:
         return "More was lost in one horizon than this delta can express."
     text = (
@@ -111,10 +102,6 @@ def _in_words(account: AccountCount, table: AccountTable | None) -> str:
         person = loss(account.heaviest * nodes, kept + float(account.heaviest.delta) * nodes)
         text += f"; if {nodes} sites lost as much, at most {person}"
     return text + "."
-
-
-def _loss(charge: Charge, table: AccountTable) -> Loss | None:
-    return loss(charge, table.delta) if charge.delta < table.delta else None
 
 
 def _as_json(found: Recount, tables: dict[str, AccountTable]) -> dict[str, Any]:
@@ -130,7 +117,7 @@ def _as_json(found: Recount, tables: dict[str, AccountTable]) -> dict[str, Any]:
 
 
 def _account_json(account: AccountCount, table: AccountTable | None) -> dict[str, Any]:
-    lost = None if table is None else _loss(account.heaviest, table)
+    lost = None if table is None else loss_within(account.heaviest, table.delta)
     budget = account.budget
     return {
         "name": account.name,

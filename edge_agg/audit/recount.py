@@ -7,16 +7,19 @@ Invariants: it changes nothing; one snapshot; every difference is said, and one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from edge_agg.audit.chain import check_chain
 from edge_agg.audit.charges import Difference, amount, check_charges, compile_again, entries_of, moment, read_charges
+from edge_agg.contract.codec import to_us
 from edge_agg.contract.release import Charge
-from edge_agg.privacy.ledger import heaviest, total
+from edge_agg.privacy.ledger import Book, Entry, heaviest, total
 from edge_agg.privacy.statement import days
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import timedelta
 
     from edge_agg.audit.books import Books
     from edge_agg.audit.chain import Chain
@@ -52,7 +55,11 @@ class AccountCount:
     charged: Charge
     """Since the journal was created."""
     heaviest: Charge
-    """In the heaviest span of the horizon."""
+    """In the heaviest span of the horizon, each part for itself."""
+    with_discovery: Charge
+    """The same, of the spans that key discovery was charged in."""
+    alone: Budget | None
+    """What it would promise had no key been discovered; `budget` is what it promises as it is."""
     plans: Sequence[PlanCount]
 
 
@@ -71,12 +78,12 @@ class Recount:
     differences: Sequence[Difference]
 
 
-def recount(books: Books, budgets: Mapping[str, Budget]) -> Recount:
+def recount(books: Books, promised: Mapping[str, Callable[[Fraction], Budget]]) -> Recount:
     """Go over a journal.
 
     Args:
         books: its open snapshot.
-        budgets: by account, as the agent's config says now.
+        promised: by account, as the agent's config says now: its budget, given the delta that discovery took.
     """
     differences: list[Difference] = []
     measurements: dict[bytes, Measurement] = {}
@@ -89,9 +96,9 @@ def recount(books: Books, budgets: Mapping[str, Budget]) -> Recount:
     check_charges(charges, measurements, differences)
     chain = check_chain(books, charges, measurements, differences)
     differences += _left_behind(charges, chain)
-    names = sorted({charged.row.account for charged in charges} | set(budgets))
+    names = sorted({charged.row.account for charged in charges} | set(promised))
     accounts = [
-        _account(name, budgets.get(name), books=books, charges=charges, chain=chain, measurements=measurements)
+        _account(name, promised.get(name), books=books, charges=charges, chain=chain, measurements=measurements)
         for name in names
     ]
     for account in accounts:
@@ -131,7 +138,7 @@ def _left_behind(charges: Sequence[Charged], chain: Chain) -> list[Difference]:
 
 def _account(
     name: str,
-    budget: Budget | None,
+    promised: Callable[[Fraction], Budget] | None,
     *,
     books: Books,
     charges: Sequence[Charged],
@@ -139,10 +146,12 @@ def _account(
     measurements: Mapping[bytes, Measurement],
 ) -> AccountCount:
     entries = entries_of(charges, name)
-    worst = total(entries)
-    if budget is not None and entries:
+    worst, discovering = total(entries), Charge()
+    alone = None if promised is None else promised(Fraction(0))
+    if alone is not None and entries:
         first, last = min(entry.window_start for entry in entries), max(entry.last for entry in entries)
-        worst = heaviest(budget.horizon, entries, around=first, through=last)
+        worst = heaviest(alone.horizon, entries, around=first, through=last)
+        discovering = _with_discovery(entries, alone.horizon)
     texts = {row.hash: row.name for row in books.plans}
     hashes = dict.fromkeys(charged.row.plan_hash for charged in charges if charged.row.account == name)
     plans = []
@@ -161,16 +170,43 @@ def _account(
                 charged=sum((charged.charge for charged in own), Charge()),
             )
         )
-    return AccountCount(name=name, budget=budget, charged=total(entries), heaviest=worst, plans=plans)
+    return AccountCount(
+        name=name,
+        budget=None if promised is None else promised(worst.delta),
+        charged=total(entries),
+        heaviest=worst,
+        with_discovery=discovering,
+        alone=alone,
+        plans=plans,
+    )
+
+
+def _with_discovery(entries: Sequence[Entry], horizon: timedelta) -> Charge:
+    """The heaviest spans, each part for itself, of those that hold a charge for key discovery."""
+    book = Book(Charge(), lambda: ((to_us(entry.window_start), to_us(entry.last), entry.charge) for entry in entries))
+    found = [
+        book.heaviest_with(horizon, Entry(window_start=entry.window_start, charge=Charge(), through=entry.last))
+        for entry in entries
+        if entry.charge.delta
+    ]
+    none = Fraction(0)
+    return Charge(
+        rho=max((one.rho for one in found), default=none), delta=max((one.delta for one in found), default=none)
+    )
 
 
 def _overrun(account: AccountCount) -> list[Difference]:
-    where, budget = f"account {account.name}", account.budget
-    if budget is None:
+    where, budget, alone = f"account {account.name}", account.budget, account.alone
+    if budget is None or alone is None:
         problem = "was charged, and the config names no such account: its charges count against nobody's budget"
         return [Difference(where=where, problem=problem)]
-    if account.heaviest.rho <= budget.rho and account.heaviest.delta <= budget.delta:
-        return []
-    allowed = Charge(rho=budget.rho, delta=budget.delta)
-    problem = f"lost {amount(account.heaviest)} in {days(budget.horizon)}, and its budget is {amount(allowed)}"
-    return [Difference(where=where, problem=problem)]
+    spans = [(account.heaviest.rho, Fraction(0), alone), (account.with_discovery.rho, account.heaviest.delta, budget)]
+    return [
+        Difference(
+            where=where,
+            problem=f"lost {amount(Charge(rho=rho, delta=delta))} in {days(allowed.horizon)}, "
+            f"and its budget is {amount(Charge(rho=allowed.rho, delta=allowed.delta))}",
+        )
+        for rho, delta, allowed in spans
+        if rho > allowed.rho or delta > allowed.delta
+    ][:1]

@@ -13,15 +13,16 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class AgentTable(_Strict, frozen=True, kw_only=True):
-    """`[agent]`."""
+    """`[agent]`: who the agent is, and what it waits for."""
 
     name: str
     """The node's name at the collector."""
     state: str
     """The folder of the journal; only this agent may use it."""
     tenant: str = "default"
+    """Whose agent it is, at the collector; its certificate says the same."""
     spool: Literal["disk", "memory"] = "disk"
-    """Whether events that were handed over wait on disk until their window is sealed; see docs/sources.md."""
+    """Whether events that were handed over wait on disk until their window is sealed; see the page of sources."""
     hold: str = "10m"
     """How long windows wait, at most, for a source that is not current."""
     stop_s: float = 10.0
@@ -33,14 +34,14 @@ class AgentTable(_Strict, frozen=True, kw_only=True):
 
 
 class MemoryTable(_Strict, frozen=True, kw_only=True):
-    """`[memory]`."""
+    """`[memory]`: the ceiling on what the agent holds in memory."""
 
     limit: str = "1GiB"
     """Resident memory at which nothing more is taken in."""
 
 
 class DiskTable(_Strict, frozen=True, kw_only=True):
-    """`[disk]`."""
+    """`[disk]`: the ceiling on the state folder, and how long raw events may lie there."""
 
     limit: str = "4GiB"
     """What the state folder may hold: the spool has what the journal and its reserve leave."""
@@ -49,7 +50,7 @@ class DiskTable(_Strict, frozen=True, kw_only=True):
 
 
 class ClockTable(_Strict, frozen=True, kw_only=True):
-    """`[clock]`."""
+    """`[clock]`: when the machine's clock is believed."""
 
     max_jump: str = "5m"
     """How far wall time may move against time since boot before the agent holds."""
@@ -58,7 +59,7 @@ class ClockTable(_Strict, frozen=True, kw_only=True):
 
 
 class CollectorTable(_Strict, frozen=True, kw_only=True):
-    """`[collector]`."""
+    """`[collector]`: where releases go, and when."""
 
     url: str
     """`host:port`; without the three files below only loopback."""
@@ -84,11 +85,15 @@ class AccountTable(_Strict, frozen=True, kw_only=True):
     """`[[account]]`: one population's budget."""
 
     name: str
+    """What `[[plan]].account` calls it."""
     privacy_unit: str
     """The column that identifies the population's units in every plan of the account."""
     epsilon: float
+    """The loss of one unit at this site in any horizon, 1000 at most."""
     delta: float
+    """The delta that goes with it, between 0 and 1."""
     horizon: str
+    """The span of event time that the budget is for, `1d` to `36525d`."""
     discovery: float | None = None
     """The part of delta that key discovery may use in a horizon; half of it if absent and a plan discovers keys."""
 
@@ -110,6 +115,7 @@ class TailTable(_Source, frozen=True, tag="tail"):
     path: str
     """A glob pattern."""
     format: Literal["ndjson", "csv"] = "ndjson"
+    """How a line is read; CSV has a header."""
 
 
 class HttpTable(_Source, frozen=True, tag="http"):
@@ -129,12 +135,17 @@ class MqttTable(_Source, frozen=True, tag="mqtt"):
     url: str
     """`mqtt://host:port`, or `mqtts://host:port`."""
     topics: list[str]
+    """Topic filters, at least one."""
     client_id: str
     """Stable: the broker keeps what this client has not acknowledged under it."""
     version: Literal["3.1.1", "5"] = "5"
+    """The protocol's version."""
     username: str | None = None
+    """Shown to the broker."""
     password_file: str | None = None
+    """Holds the password that goes with it."""
     ca_file: str | None = None
+    """Who may vouch for the broker, in PEM; absent: the machine's authorities."""
 
 
 class OtlpTable(_Source, frozen=True, tag="otlp"):
@@ -143,28 +154,33 @@ class OtlpTable(_Source, frozen=True, tag="otlp"):
     listen: str
     """`host:port` on loopback, or `unix:PATH`."""
     signals: list[Literal["logs", "traces"]] = msgspec.field(default_factory=lambda: ["logs", "traces"])
+    """What is taken."""
 
 
 class StdinTable(_Source, frozen=True, tag="stdin"):
     """Standard input, a line an event."""
 
     format: Literal["ndjson", "csv"] = "ndjson"
+    """How a line is read; CSV has a header."""
 
 
 SourceTable = FileTable | TailTable | HttpTable | MqttTable | OtlpTable | StdinTable
 
 
 class PlanTable(_Strict, frozen=True, kw_only=True):
-    """`[[plan]]`."""
+    """`[[plan]]`: a plan that this agent runs."""
 
     path: str
+    """The plan's file."""
     account: str
+    """The account that pays for it."""
 
 
 class HistoryTable(_Strict, frozen=True, kw_only=True):
     """`[history]`: the public span of a backfill, so that which windows exist does not depend on the data."""
 
     start: date
+    """The first day, from midnight UTC."""
     end: date
     """The first day after it."""
 

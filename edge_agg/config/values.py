@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, date, datetime
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from edge_agg.contract.address import is_loopback
@@ -48,11 +50,21 @@ def plans_of(config: Config, plans: Sequence[Plan], account: str) -> list[Plan]:
     return [plan for entry, plan in zip(config.plan, plans, strict=True) if entry.account == account]
 
 
-def discovery_of(account: AccountTable, plans: Iterable[Plan]) -> float:
-    """The part of the account's delta that is kept for key discovery, given the plans that it pays for."""
+def discovery_of(account: AccountTable, plans: Iterable[Plan], charged: Fraction = Fraction(0)) -> float:
+    """The part of the account's delta that is kept for key discovery.
+
+    Args:
+        account: whose delta.
+        plans: that it pays for.
+        charged: what discovery has taken of delta in one horizon: no less is kept, unless it is written how much.
+    """
     if account.discovery is not None:
         return account.discovery
-    return account.delta / 2 if any(plan.discovered is not None for plan in plans) else 0.0
+    kept = account.delta / 2 if any(plan.discovered is not None for plan in plans) else 0.0
+    if not kept < charged < account.delta:
+        return kept
+    nearest = float(charged)
+    return nearest if nearest >= charged else math.nextafter(nearest, 1.0)
 
 
 def span_of(history: HistoryTable | None) -> tuple[datetime | None, datetime | None]:

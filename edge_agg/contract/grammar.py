@@ -65,7 +65,7 @@ class Identity(Strict, frozen=True, kw_only=True):
 
 
 class Events(Strict, frozen=True, kw_only=True):
-    """`[events]`: what an event must have; anything else is dropped at the door."""
+    """`[events]`: what an event must have; anything else is not read."""
 
     time: str
     """The column of the event time."""

@@ -59,7 +59,7 @@ def _rest(config: Config, plans: Sequence[Plan]) -> Iterator[Finding]:
     yield from compiled
     if all(not finding.remedy for finding in compiled):
         yield _policy(config, plans)
-        yield from examine_folder(config, plans)
+        yield from examine_folder(config)
     yield examine_clock(config, now=now)
     yield examine_collector(config)
     yield from examine_sources(config, plans)

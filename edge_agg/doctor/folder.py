@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING
 
 import apsw
 
+from edge_agg.accounts import promised
 from edge_agg.audit.books import open_books
 from edge_agg.audit.recount import recount
 from edge_agg.config import bytes_of
 from edge_agg.doctor.finding import Finding, fine, odd, wrong
 from edge_agg.errors import JournalFailed
-from edge_agg.report.state import budgets_of, folder_bytes
+from edge_agg.report.state import folder_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from edge_agg.config import Config
-    from edge_agg.contract.plan import Plan
 
 LEAST_FREE = 64 << 20
 """Free bytes below which a full disk is near."""
 _VOLATILE = {"tmpfs", "ramfs"}
 
 
-def examine_folder(config: Config, plans: Sequence[Plan]) -> Iterator[Finding]:
+def examine_folder(config: Config) -> Iterator[Finding]:
     """Look at the state folder, and at the journal in it if there is one."""
     folder = Path(config.agent.state)
     if not folder.is_dir():
@@ -44,7 +44,7 @@ def examine_folder(config: Config, plans: Sequence[Plan]) -> Iterator[Finding]:
     whole = _integrity(folder)
     yield whole
     if not whole.remedy:
-        yield _books(config, plans, folder)
+        yield _books(config, folder)
 
 
 def _rights(folder: Path) -> Finding:
@@ -102,14 +102,14 @@ def _integrity(folder: Path) -> Finding:
     return fine(about, "the file is whole") if answer == "ok" else wrong(about, "the file is damaged", remedy)
 
 
-def _books(config: Config, plans: Sequence[Plan], folder: Path) -> Finding:
+def _books(config: Config, folder: Path) -> Finding:
     about = "ledger"
     try:
         with open_books(folder) as books:
             if books.agent != config.agent.name:
                 problem = "the journal belongs to another agent"
                 return wrong(about, problem, "Correct [agent].name, or [agent].state: no two agents share a folder.")
-            found = recount(books, budgets_of(config, plans))
+            found = recount(books, promised(config))
     except JournalFailed as error:
         return wrong(about, str(error), "Start the agent once: it brings an older journal to this version.")
     if found.differences:

@@ -168,10 +168,14 @@ class Journal:
         book.add(entry)
         failpoint("charge_committed")
 
-    def is_covered(self, plan_hash: PlanHash, window_start: datetime) -> bool:
-        """Whether an earlier charge of the plan covers this window too."""
-        query = "SELECT 1 FROM charge WHERE plan_hash=? AND window_start_us<? AND through_us>=? LIMIT 1"
-        return bool(self._file.one(query, plan_hash, to_us(window_start), to_us(window_start)))
+    def charged(self) -> set[tuple[str, bytes]]:
+        """Every account that was ever charged, with the hash of each plan that it was charged for."""
+        return set(self._file.all("SELECT DISTINCT account, plan_hash FROM charge"))
+
+    def is_covered(self, account: str, plan_hash: PlanHash, window_start: datetime) -> bool:
+        """Whether the account was charged for an earlier window of the plan in a way that covers this one too."""
+        query = "SELECT 1 FROM charge WHERE account=? AND plan_hash=? AND window_start_us<? AND through_us>=? LIMIT 1"
+        return bool(self._file.one(query, account, plan_hash, to_us(window_start), to_us(window_start)))
 
     def spent_units(
         self, plan_hash: PlanHash, *, period: datetime, window_start: datetime, max_windows: int

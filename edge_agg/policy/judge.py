@@ -14,7 +14,7 @@ from edge_agg.contract.plan import Ratio, parse_duration, plan_hash
 from edge_agg.contract.release import Charge, Mechanism, Veto
 from edge_agg.contract.vectors import Vector, vectors_of
 from edge_agg.policy.tables import HASH
-from edge_agg.privacy.statement import loss, rounded_up
+from edge_agg.privacy.statement import loss_within, rounded_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +139,8 @@ def _deviation(mechanism: Mechanism, scale: float) -> float:
 
 def _epsilon(charge: Charge, delta: float) -> float:
     """A charge at a delta; without end where discovered keys alone cost more than that delta."""
-    return loss(charge, delta).epsilon if charge.delta < delta else math.inf
+    lost = loss_within(charge, delta)
+    return math.inf if lost is None else lost.epsilon
 
 
 def _pure(measurement: Measurement) -> float:

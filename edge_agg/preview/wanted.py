@@ -77,7 +77,8 @@ def show_want(
     if payer is None:
         delta = plan.budget.delta or 1e-6
         said = state(found.measurement, budget_of(epsilon=1000.0, delta=delta, horizon=_YEAR), delta)
-        console.print(f"  A year of that: {said.horizon_person} for one {plan.privacy_unit.label}.", highlight=False)
+        whom = f"one {plan.privacy_unit.label}{', at the same sites all along' if said.same_sites else ''}"
+        console.print(f"  A year of that: {said.horizon_person} for {whom}.", highlight=False)
         return
     most = _affordable(found.measurement, payer)
     if most is None:

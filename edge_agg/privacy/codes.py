@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from edge_agg.privacy.ids import Asked, Grown, Integers, Texts, integers
+from edge_agg.privacy.ids import Asked, Integers, Texts, integers
 from edge_agg.privacy.table import ABSENT, Table
 
 if TYPE_CHECKING:
@@ -36,14 +36,13 @@ class Codes:
         self._keying = keying
         self._table = Table()
         self._integers, self._texts = Integers(), Texts()
-        self._keys = Grown(np.uint64)
         self._namesakes: dict[str | int, int] = {}
-        """Codes of ids that the table cannot tell from an earlier one."""
+        """Codes of ids whose whole keys are earlier ids' too."""
         self._last: tuple[object, pa.Array, UInt64s, UInt64s] | None = None
         """The last dictionary: where it lies, itself (so that it stays there), and its codes and keys."""
 
     def __len__(self) -> int:
-        return self._keys.size
+        return len(self._table)
 
     def encode(self, ids: pa.Array) -> tuple[UInt64s, UInt64s]:
         """The code and the key of each id, uint64[n] each; ids that are new get codes."""
@@ -55,7 +54,7 @@ class Codes:
 
     def keys(self, codes: UInt64s) -> UInt64s:
         """The keys of some codes."""
-        keys: UInt64s = self._keys.values.take(codes.view(np.intp))
+        keys: UInt64s = self._table.keys.take(codes.view(np.intp))
         return keys
 
     def ids(self, codes: UInt64s) -> pa.Array:
@@ -95,19 +94,17 @@ class Codes:
     def _matched(
         self, ids: pa.Array, asked: Any, keys: UInt64s, held: Integers | Texts, *, add: bool
     ) -> tuple[UInt64s, UInt64s]:
-        codes, new = self._table.look_up(keys, self._keys.values, add=add)
+        codes, new = self._table.look_up(keys, add=add)
         if len(new):
             held.extend(asked, new)
-            self._keys.extend(keys[new])
         if not held.size:  # nothing yet, or ids of the other kind
             return np.full(len(codes), ABSENT), keys
         differ = held.differ(codes if add else np.minimum(codes, np.uint64(held.size - 1)), asked)
         for row in np.flatnonzero(differ if add else differ & (codes != ABSENT)).tolist():
             one = ids[row].as_py()
             if one not in self._namesakes and add:
-                self._namesakes[one] = len(self)
+                self._namesakes[one] = self._table.add_namesake(keys[row : row + 1])
                 held.extend(asked, np.array([row]))
-                self._keys.extend(keys[row : row + 1])
             codes[row] = self._namesakes.get(one, ABSENT)
         return codes, keys
 

@@ -12,7 +12,6 @@ charges alone. A charge that covers several windows (a period's) weighs on every
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
@@ -84,14 +83,23 @@ class Book:
 
     def heaviest_with(self, horizon: timedelta, new: Entry) -> Charge:
         """As `heaviest` around a new entry's windows, were it one of the charges."""
+        rho, delta = (spans.heaviest(to_us(new.window_start), to_us(new.last)) for spans in self._over(horizon))
+        return Charge(rho=rho, delta=delta) + new.charge
+
+    def heaviest(self, horizon: timedelta) -> Charge:
+        """The largest charge (each part for itself) of any span of the horizon's length."""
+        rho, delta = (spans.most() for spans in self._over(horizon))
+        return Charge(rho=rho, delta=delta)
+
+    def _over(self, horizon: timedelta) -> tuple[Spans, Spans]:
+        """The sums of rho and of delta over the spans of a length."""
         if horizon not in self._spans:
             length = horizon // timedelta(microseconds=1)
             self._spans[horizon] = (
                 Spans(length, ((first, last, charge.rho) for first, last, charge in self._load())),
                 Spans(length, ((first, last, charge.delta) for first, last, charge in self._load())),
             )
-        rho, delta = (spans.heaviest(to_us(new.window_start), to_us(new.last)) for spans in self._spans[horizon])
-        return Charge(rho=rho, delta=delta) + new.charge
+        return self._spans[horizon]
 
 
 def check_room(budget: Budget, entries: Iterable[Entry] | Book, new: Entry) -> None:
@@ -126,47 +134,6 @@ def heaviest(
         rho=_heaviest(horizon, [(*span, entry.charge.rho) for span, entry in zip(spans, near, strict=True)]),
         delta=_heaviest(horizon, [(*span, entry.charge.delta) for span, entry in zip(spans, near, strict=True)]),
     )
-
-
-def windows_left(
-    budget: Budget,
-    entries: Sequence[Entry],
-    *,
-    charge: Charge,
-    start: datetime,
-    every: timedelta,
-    covers: timedelta = timedelta(0),
-) -> int | None:
-    """How many charges in a row, from `start` on, would find room; None if they never run out.
-
-    A row of charges that fits from here to a horizon beyond the last entry, fits for ever: from then on each new one
-    takes the place of an equal one that leaves.
-
-    Args:
-        budget: the account's.
-        entries: every charge so far.
-        charge: one window's, or one period's.
-        start: the first window it would be for.
-        every: the time from one to the next.
-        covers: the time from its first window to its last.
-    """
-    last = max((entry.last for entry in entries), default=start)
-    enough = (max(last - start, timedelta(0)) + budget.horizon + covers) // every + 1
-    held = [entry for entry in entries if entry.last > start - budget.horizon]
-
-    def fits(count: int) -> bool:
-        starts = (start + i * every for i in range(count))
-        ahead = [Entry(window_start=at, charge=charge, through=at + covers) for at in starts]
-        all_of_them = [*held, *ahead]
-        if not all_of_them:
-            return True
-        first, end = min(entry.window_start for entry in all_of_them), max(entry.last for entry in all_of_them)
-        worst = heaviest(budget.horizon, all_of_them, around=first, through=end)
-        return worst.rho <= budget.rho and worst.delta <= budget.delta
-
-    if fits(enough):
-        return None
-    return bisect_left(range(enough), True, key=lambda count: not fits(count + 1))  # the value looked for
 
 
 def _heaviest(horizon: timedelta, charges: Sequence[tuple[datetime, datetime, Fraction]]) -> Fraction:

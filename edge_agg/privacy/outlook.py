@@ -16,10 +16,12 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from edge_agg.contract.codec import to_us
 from edge_agg.contract.grid import window_of
 from edge_agg.contract.release import Charge
+from edge_agg.errors import BudgetExhausted
 from edge_agg.privacy import noise
-from edge_agg.privacy.ledger import Budget, Entry, heaviest
+from edge_agg.privacy.ledger import Book, Budget, Entry, check_room, heaviest, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -135,16 +137,14 @@ def look(budget: Budget, entries: Sequence[Entry], demands: Sequence[Demand]) ->
     """
     begin = min(demand.start for demand in demands)
     held = [entry for entry in entries if entry.last > begin - budget.horizon]
-    settled = max([*(demand.start for demand in demands), *(entry.last for entry in held)]) + budget.horizon
+    settled = _settled(budget, held, demands)
     proved = lasts_for_ever(budget, demands)
     if proved and not held:
         return Outlook(ends=None, plan=None, looked_to=None)
     cycle = math.lcm(*(demand.step // _MICROSECOND for demand in demands)) * _MICROSECOND
     rounds = timedelta(0) if proved else min(cycle, budget.horizon * _MOST_HORIZONS) + max(d.step for d in demands)
     end = settled + rounds
-    series = [zip(itertools.repeat(i), demand.entries(), strict=False) for i, demand in enumerate(demands)]
-    merged = heapq.merge(*series, key=lambda one: (one[1].window_start, one[0]))
-    coming = itertools.takewhile(lambda one: one[1].window_start < end, merged)
+    coming = _coming(demands, end)
     ahead: list[tuple[int, Entry]] = []
 
     def overruns(count: int) -> bool:
@@ -162,8 +162,32 @@ def look(budget: Budget, entries: Sequence[Entry], demands: Sequence[Demand]) ->
     return Outlook(ends=None, plan=None, looked_to=None if certain else end)
 
 
+def refused_until(
+    budget: Budget, entries: Sequence[Entry], demands: Sequence[Demand], end: datetime | None = None
+) -> datetime | None:
+    """Where old charges fill an account whose plans alone fit it: the start of the last window that finds no room.
+
+    Every window that finds room is charged meanwhile, as the agent does. None if all find room. No window comes after
+    `end`, if there is one.
+    """
+    settled = _settled(budget, entries, demands)
+    book = Book(total(entries), lambda: ((to_us(one.window_start), to_us(one.last), one.charge) for one in entries))
+    last = None
+    for _, entry in _coming(demands, settled if end is None else min(end, settled)):
+        try:
+            check_room(budget, book, entry)
+        except BudgetExhausted:
+            last = entry.window_start
+        else:
+            book.add(entry)
+    return last
+
+
 def advise(budget: Budget, demands: Sequence[Demand]) -> Advice:
-    """Say what would make an account last: which plan to slow down, or how much less each of its releases may cost."""
+    """Say what would make an account last: which plan to slow down, or how much less each of its releases may cost.
+
+    Ask where the plans alone are too much for it: where they fit, old charges are what fills it.
+    """
     heavy = max(demands, key=lambda demand: _share(demand.most(budget.horizon), budget))
     others = [demand for demand in demands if demand is not heavy]
     slower = range(2, budget.horizon // heavy.step + 2)
@@ -184,6 +208,18 @@ def cheaper_epsilon(measurement: Measurement, rho_share: float) -> float:
     if measurement.plan.budget.mechanism == "laplace":
         return math.sqrt(2 * float(rho))
     return noise.epsilon_of(rho, measurement.plan.budget.delta - float(measurement.charge.delta))
+
+
+def _settled(budget: Budget, entries: Sequence[Entry], demands: Sequence[Demand]) -> datetime:
+    """When every charge so far has left the horizon of what comes."""
+    return max([*(demand.start for demand in demands), *(entry.last for entry in entries)]) + budget.horizon
+
+
+def _coming(demands: Sequence[Demand], end: datetime) -> Iterator[tuple[int, Entry]]:
+    """What all plans will charge before a moment, by the start of its window, each with the number of its plan."""
+    series = [zip(itertools.repeat(i), demand.entries(), strict=False) for i, demand in enumerate(demands)]
+    merged = heapq.merge(*series, key=lambda one: (one[1].window_start, one[0]))
+    return itertools.takewhile(lambda one: one[1].window_start < end, merged)
 
 
 def _slowed(demand: Demand, times: int) -> Demand:

@@ -87,6 +87,11 @@ class Spans:
         worst = max(worst, max((block.most + block.more for block in self._blocks[i + 1 : max(j, 0)]), default=0))
         return Fraction(worst, self._denominator)
 
+    def most(self) -> Fraction:
+        """The largest sum of any span."""
+        worst = max((block.most + block.more for block in self._blocks), default=0)
+        return Fraction(max(worst, 0), self._denominator)
+
     def _at(self, key: int) -> int:
         """The block in which a moment lies; -1 before the first."""
         return bisect_right(self._starts, key) - 1

@@ -13,6 +13,7 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from edge_agg.contract.grammar import EVENT
 from edge_agg.contract.release import Charge, Mechanism
 from edge_agg.privacy import noise
 from edge_agg.privacy.ledger import Budget
@@ -66,11 +67,15 @@ class Statement:
     window_person: Loss
     """One window, for a person seen at up to `max_nodes` sites."""
     period_person: Loss | None
-    """One period, for that person, where the plan bounds the windows that a unit counts in."""
+    """One period, for a person seen at the same `max_nodes` sites all along, where the plan bounds the windows that a
+    unit counts in."""
     horizon_site: Loss
     """Every window of the account's horizon, at one site."""
     horizon_person: Loss
-    """Every window of the account's horizon, for a person seen at up to `max_nodes` sites."""
+    """Every window of the account's horizon, for a person seen at up to `max_nodes` sites in each."""
+    same_sites: bool
+    """Whether that holds only where the sites stay the same: each counts a unit in fewer windows than there are, for
+    the plan's bound or the budget's, and does not know in which others do."""
     windows: int
     """Windows that a unit counts in over the horizon: those that fit it, or those that its budget admits."""
     charges: int
@@ -92,6 +97,14 @@ def loss(charge: Charge, delta: float, *, pure: float | None = None) -> Loss:
     """
     left = delta - float(charge.delta)
     return Loss(rho=charge.rho, epsilon=noise.epsilon_of(charge.rho, left), delta=delta, pure=pure)
+
+
+def loss_within(charge: Charge, delta: float) -> Loss | None:
+    """A charge, shown as epsilon at a delta; None where discovered keys have taken all of that delta, or more."""
+    if not charge.delta < delta or not delta - float(charge.delta) > 0:
+        return None
+    shown = loss(charge, delta)
+    return None if math.isinf(shown.epsilon) else shown
 
 
 def charges_within(measurement: Measurement, horizon: timedelta) -> int:
@@ -135,6 +148,7 @@ def state(measurement: Measurement, budget: Budget, delta: float) -> Statement:
         period_person=None if plan.bounds.max_windows is None else composed(nodes * counted),
         horizon_site=composed(windows),
         horizon_person=composed(nodes * windows),
+        same_sites=plan.bounds.max_windows is not None or min(rooms) < rooms[0],
         windows=windows,
         charges=min(rooms),
     )
@@ -144,14 +158,15 @@ def promises(said: Statement, plan: Plan, horizon: timedelta) -> list[tuple[str,
     """The statement, as lines of what somebody sees and what that tells at most about one unit."""
     nodes, span = plan.privacy_unit.max_nodes, f"{days(horizon)} ({_counted(said, plan)})"
     sites = "this site" if nodes == 1 else f"up to {nodes} sites"
+    all_along = f"the same {nodes} sites" if nodes > 1 and said.same_sites else sites
     lines = [("one window, this site", said.window_site)]
     if nodes > 1:
         lines.append((f"one window, {sites}", said.window_person))
     if said.period_person is not None:
-        lines.append((f"{plan.bounds.period} (counts in {plan.bounds.max_windows}), {sites}", said.period_person))
+        lines.append((f"{plan.bounds.period} (counts in {plan.bounds.max_windows}), {all_along}", said.period_person))
     lines.append((f"{span}, this site", said.horizon_site))
     if nodes > 1:
-        lines.append((f"{span}, {sites}", said.horizon_person))
+        lines.append((f"{span}, {all_along}", said.horizon_person))
     return lines
 
 
@@ -166,12 +181,19 @@ def in_words(said: Statement, plan: Plan, horizon: timedelta) -> str:
         text += f" Seen at up to {nodes} sites, {whose} loses at most {said.window_person} in a window."
     if said.period_person is not None:
         text += (
-            f" O{whose[1:]} counts in at most {plural(plan.bounds.max_windows or 1, 'window')} of "
-            f"{plan.bounds.period}{f' at each of {nodes} sites' if nodes > 1 else ''}, and loses at most "
-            f"{said.period_person} in all of them."
+            f" O{whose[1:]} counts in at most {plural(plan.bounds.max_windows or 1, 'window')} of {plan.bounds.period} "
+            f"at a site, and loses at most {said.period_person} in all of them, "
+            f"{'there' if nodes == 1 else f'seen at the same {nodes} sites all along'}."
         )
-    text += f" In any {days(horizon)} this plan's releases ({_counted(said, plan)}) tell at most {said.horizon_site}"
-    text += f"; those of {nodes} sites together, at most {said.horizon_person}." if nodes > 1 else "."
+    text += (
+        f" About {whose if plan.privacy_unit.event else f'what {whose} did'} in any {days(horizon)} this plan's "
+        f"releases ({_counted(said, plan)}) tell at most {said.horizon_site}"
+    )
+    if nodes > 1:
+        text += f"; those of {'the same ' * said.same_sites}{nodes} sites together, at most {said.horizon_person}"
+    text += "."
+    if said.same_sites:
+        text += " Every site counts for itself: who is seen at others in other windows loses more in all."
     if plan.privacy_unit.event:
         text += (
             " This hides one event, not whose it was: a weaker promise. Who has many events is hidden that much less."
@@ -186,7 +208,9 @@ def in_words(said: Statement, plan: Plan, horizon: timedelta) -> str:
     return text
 
 
-def account_in_words(budget: Budget, *, unit: str, epsilon: float, delta: float, nodes: int) -> str:
+def account_in_words(
+    budget: Budget, *, unit: str, epsilon: float, delta: float, nodes: int, history: timedelta | None = None
+) -> str:
     """What an account promises, whatever its plans are: no charge is taken that would break it.
 
     Args:
@@ -195,15 +219,22 @@ def account_in_words(budget: Budget, *, unit: str, epsilon: float, delta: float,
         epsilon: as written in the config.
         delta: as written in the config.
         nodes: sites that one unit may appear at, each with an account like this one.
+        history: the length of the agent's, where it has one; what leaves may then be about all of it.
     """
+
+    def times(count: int) -> Loss:
+        lost = Charge(rho=budget.rho, delta=budget.delta) * count
+        return loss(lost, delta - float(budget.delta) + float(lost.delta))
+
+    whose = "one event" if unit == EVENT else f"what one {unit} did"
     text = (
-        f"All its plans together, and every window drawn again after a crash: in any {days(budget.horizon)}, what "
-        f"leaves this site tells at most epsilon {epsilon:g} at delta {delta:g} about one {unit}"
+        f"All its plans together, and every window drawn again after a crash: about {whose} in any "
+        f"{days(budget.horizon)}, all that ever leaves this site tells at most epsilon {epsilon:g} at delta {delta:g}"
     )
     if nodes > 1:
-        each = Charge(rho=budget.rho, delta=budget.delta) * nodes
-        whole = loss(each, delta - float(budget.delta) + float(each.delta))
-        text += f"; what leaves {nodes} sites with such an account, at most {whole}"
+        text += f"; all that leaves {nodes} sites with such an account, at most {times(nodes)}"
+    if history is not None and history > budget.horizon:
+        text += f"; about all {days(history)} of the history, this site at most {times(-(-history // budget.horizon))}"
     return f"{text}."
 
 
@@ -234,8 +265,9 @@ def delta_up(delta: float) -> str:
 
 
 def rounded_up(epsilon: float) -> str:
-    """An epsilon as people read it: three decimals, rounded up."""
-    return f"{math.ceil(epsilon * 1000) / 1000:.3f}"
+    """An epsilon as people read it: three decimals, rounded up from how the number is written: 1.1 is 1.100."""
+    thousandths = math.ceil(Fraction(repr(float(epsilon))) * 1000)
+    return f"{thousandths // 1000}.{thousandths % 1000:03}"
 
 
 def period(every: timedelta) -> str:

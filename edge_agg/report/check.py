@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge_agg.accounts import check_charged, journal_of
 from edge_agg.clock import SystemClock
 from edge_agg.config import discovery_of, horizon_of, load, load_plan, plans_of
 from edge_agg.contract import arrow
@@ -52,7 +53,8 @@ def check(path: Path, sites: int, *, what_if: Path | None = None, account: str |
         account: of the config, that would pay for that plan.
 
     Raises:
-        ConfigInvalid: the file is neither a valid plan nor a valid config, or there is no such account.
+        ConfigInvalid: the file is neither a valid plan nor a valid config, or there is no such account, or the agent
+            would not start with it, for what its journal has charged.
         PlanRefused: no noise fits a budget.
         JournalFailed: the agent has a journal, and it cannot be read.
     """
@@ -64,6 +66,9 @@ def check(path: Path, sites: int, *, what_if: Path | None = None, account: str |
         return
     config, plans = load(path)
     accounts = {table.name: table for table in config.account}
+    with journal_of(config) as journal:
+        if journal is not None:
+            check_charged(config, plans, journal)
     extra = None
     if what_if is not None:
         if account not in accounts:

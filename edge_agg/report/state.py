@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agg.config import bytes_of, discovery_of, horizon_of, plans_of
+from edge_agg.accounts import budget_for
+from edge_agg.config import bytes_of, plans_of
 from edge_agg.contract.plan import plan_hash
 from edge_agg.identity.credentials import lifetime_of
 from edge_agg.journal import Journal
 from edge_agg.lock import holder
 from edge_agg.policy import Policy, load_policy, objections
 from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.statement import budget_of
 from edge_agg.prospect import prospects
 from edge_agg.report.live import ask
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from edge_agg.identity.credentials import Lifetime
     from edge_agg.journal import Parked
     from edge_agg.policy import Objection
-    from edge_agg.privacy.ledger import Budget
     from edge_agg.report.live import Live
 
 STATUSES = ("released", "exhausted", "lost", "vetoed")
@@ -154,24 +153,11 @@ def vetoes_of(config: Config, plans: Sequence[Plan]) -> list[Objection | None]:
     if config.agent.policy is None:
         return [None for _ in plans]
     policy: Policy = load_policy(Path(config.agent.policy))
-    budgets = budgets_of(config, plans)
+    budgets = {table.name: budget_for(table, plans_of(config, plans, table.name)) for table in config.account}
     return [
         next(objections(policy, compile_plan(plan), budgets[entry.account]), None)
         for plan, entry in zip(plans, config.plan, strict=True)
     ]
-
-
-def budgets_of(config: Config, plans: Sequence[Plan]) -> dict[str, Budget]:
-    """Each account's budget."""
-    return {
-        table.name: budget_of(
-            epsilon=table.epsilon,
-            delta=table.delta,
-            horizon=horizon_of(table),
-            discovery=discovery_of(table, plans_of(config, plans, table.name)),
-        )
-        for table in config.account
-    }
 
 
 def folder_bytes(folder: Path) -> int:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +24,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloud_collector import backup as room
-from cloud_collector import compaction, rollup, upkeep
+from cloud_collector import compaction, deltalog, rollup, upkeep, verify
 from cloud_collector.caller import LOCAL
+from cloud_collector.deltalog import DeltaLog, Snapshot
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landed import Action, Verdict
 from cloud_collector.landing import Landing, store_of
+from cloud_collector.objectstore import SyncFailed
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.query import Query
 from cloud_collector.question import Question
 from cloud_collector.rollup import Rollups
 from cloud_collector.sealer import Sealer
+from cloud_collector.sealing import Turns
 from cloud_collector.upkeep import Upkeep
 from cloud_collector.verify import Stores, differences
 from edge_agg.contract.codec import to_us
@@ -96,8 +103,9 @@ class Collector:
     def differences(self) -> list[str]:
         """What does not fit."""
         landing, lake = store_of(self.data / "landing.sqlite", make=False), Lake(self.place)
-        rollups = self.data / "rollups.sqlite"
-        return list(differences(Stores(landing=landing, lake=lake, rollups=rollups, plans=self.plans)))
+        rollups, turns = self.data / "rollups.sqlite", self.data / "sealer.lock"
+        stores = Stores(landing=landing, lake=lake, rollups=rollups, turns=turns, plans=self.plans)
+        return list(differences(stores))
 
     def close(self) -> None:
         """Close all files."""
@@ -159,6 +167,33 @@ def test_mutant_a_key_that_goes_with_its_data_is_caught(tmp_path: Path, monkeypa
         assert not data_goes_and_keys_stay(one)
 
 
+def agree_after_a_longer_retention(one: Collector) -> bool:
+    """Two days are retired; then one more is to be kept, and releases come late for all of them."""
+    one.seal(*(one.make(n, seed=n) for n in range(12)))
+    one.upkeep.run(MONDAY + 2 * DAY + timedelta(days=400, hours=7))
+    longer = replace(one.upkeep, retention=lambda _: timedelta(days=401))
+    one.seal(*(one.make(n, "lga", seed=n) for n in range(0, 12, 2)))
+    longer.run(MONDAY + 2 * DAY + timedelta(days=400, hours=7))
+    left = {held.window_start_us for held in one.lake.stored(*one.plans[0])}
+    return (
+        one.differences() == []
+        and one.lake.retired_us(*one.plans[0]) == at_window(8)
+        and left == {at_window(n) for n in range(8, 12)}
+    )
+
+
+def test_a_longer_retention_brings_nothing_back(tmp_path: Path) -> None:
+    """What is gone is gone from lake and roll-ups alike, and what comes late for it goes too."""
+    with collecting(tmp_path / "data", retention={"flight_delays": timedelta(days=400)}) as one:
+        assert agree_after_a_longer_retention(one)
+
+
+def test_mutant_a_moment_that_goes_back_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_from", lambda _, cutoff: cutoff)
+    with collecting(tmp_path / "data", retention={"flight_delays": timedelta(days=400)}) as one:
+        assert not agree_after_a_longer_retention(one)
+
+
 def test_a_plan_without_retention_is_kept(tmp_path: Path) -> None:
     with collecting(tmp_path / "data", retention={"another": DAY}) as one:
         one.seal(one.make(0))
@@ -189,6 +224,70 @@ def test_compaction_changes_no_row_and_no_reader_notices(tmp_path: Path, monkeyp
         assert upkeep.tidy(Lake(tmp_path / "data" / "lake"), *one.plans[0], grace_s=-1.0) == 6
         assert [str(file) for file in Path(after).parent.glob("*.parquet")] == [after]
         assert one.differences() == []
+
+
+def test_upkeep_removes_what_was_dropped_once_the_grace_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: the grace time is that of the import, whatever is set later."""
+    monkeypatch.setattr(compaction, "MANY_FILES", 2)
+    with collecting(tmp_path / "data") as one:
+        one.seal(one.make(0))
+        one.seal(one.make(1))
+        folder = Path(one.lake.location(*one.plans[0]))
+        one.upkeep.run(MONDAY)
+        assert len(list(folder.glob("*.parquet"))) == 3
+        monkeypatch.setattr(upkeep, "GRACE_S", -1.0)
+        one.upkeep.run(MONDAY)
+        assert [str(file) for file in folder.glob("*.parquet")] == one.lake.files(*one.plans[0])
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_what_was_sealed_while_upkeep_slept_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, mutant: bool
+) -> None:
+    """The machine sleeps between its look at the log and the listing of files, for longer than a leftover stays.
+
+    Mutant: the time is looked at after the log.
+    """
+    with collecting(tmp_path / "data") as one:
+        one.seal(one.make(0))
+        checkpoint, now_s, slept = DeltaLog.checkpoint, upkeep.time.time, [0.0]  # type: ignore[attr-defined]  # a clock
+
+        def asleep(self: DeltaLog) -> bool:
+            slept[0] = upkeep.GRACE_S + 60
+            other = Lake(tmp_path / "data" / "lake")
+            made = one.make(1)
+            other.append(*one.plans[0], [(2, made.release, made.values)], app_id="another")
+            return checkpoint(self)
+
+        monkeypatch.setattr(DeltaLog, "checkpoint", asleep)
+        monkeypatch.setattr(upkeep.time, "time", lambda: now_s() + slept[0])  # type: ignore[attr-defined]  # as above
+        if mutant:
+            tidied = upkeep._tidy
+            monkeypatch.setattr(upkeep, "_tidy", lambda log, now, _: tidied(log, now, now_s() * 1000 + 60_000))
+        with contextlib.suppress(StoreFailed):
+            one.upkeep.run(MONDAY)
+        present = {Path(file).exists() for file in Lake(tmp_path / "data" / "lake").files(*one.plans[0])}
+        assert present == ({True, False} if mutant else {True})
+
+
+@pytest.mark.parametrize(
+    ("rows", "files", "joined"), [(1_000, 15, 0), (1_000, 16, 16), (62_000, 16, 16), (63_000, 16, 15), (249_999, 5, 4)]
+)
+def test_small_files_are_joined_whatever_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, files: int, joined: int
+) -> None:
+    """With the numbers of the module: many files, or the rows of one compaction. Mutant: many files alone."""
+    with collecting(tmp_path / "data") as one:
+        one.seal(one.make(0))
+        plan, hashed = one.plans[0]
+        log, (real,) = one.lake.log(plan, hashed), one.lake.snapshot(plan, hashed).files.values()
+        content = log.rows(real.name)
+        monkeypatch.setattr(log, "rows", lambda name: content)
+        made = [replace(real, name=f"{n}.parquet", rows=rows) for n in range(files)]
+        found = compaction._joined(plan, log, Snapshot(version=0, files={each.name: each for each in made}))
+        assert (0 if found is None else len(found.remove)) == joined
 
 
 @pytest.mark.slow
@@ -281,6 +380,77 @@ def test_a_chain_that_does_not_link_is_named(tmp_path: Path) -> None:
         assert any("does not continue" in text for text in one.differences())
 
 
+def fits_beside_a_sealer(one: Collector, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Verify looks while the sealer is between lake and roll-ups; while it reads what it found, others seal."""
+    one.seal(*(one.make(n) for n in range(3)))
+    turns = Turns(one.sealer, one.data / "sealer.lock")
+    between, asked, opened = threading.Event(), threading.Event(), threading.Event()
+    add, turn, one_state, rows = one.rollups.add, vars(verify)["turn"], verify._one_state, verify._rows
+    passes: list[bool] = []
+
+    def late(*given: Any) -> None:
+        between.set()
+        assert asked.wait(10)
+        opened.wait(0.2)  # unless it waits for its turn
+        add(*given)
+
+    def asking(path: Path) -> Any:
+        asked.set()
+        return turn(path)
+
+    @contextlib.contextmanager
+    def opening(path: Path) -> Iterator[apsw.Connection]:
+        with one_state(path) as db:
+            opened.set()
+            yield db
+
+    def sealed_meanwhile(*given: Any) -> Any:
+        asyncio.run(one.landing.land([one.make(20 + len(passes)).pair]))
+        with ThreadPoolExecutor(1) as pool:
+            passes.append(bool(wait([pool.submit(one.sealer.seal)], 3.0).done))
+        return rows(*given)
+
+    monkeypatch.setattr(one.rollups, "add", late)
+    monkeypatch.setattr(verify, "turn", asking)
+    monkeypatch.setattr(verify, "_one_state", opening)
+    monkeypatch.setattr(verify, "_rows", sealed_meanwhile)
+    asyncio.run(one.landing.land([one.make(5).pair]))
+    sealing = threading.Thread(target=turns.seal)
+    sealing.start()
+    assert between.wait(10)
+    found = one.differences()
+    sealing.join()
+    return found == [] and all(passes)
+
+
+@pytest.mark.slow
+def test_verify_beside_a_sealer_finds_nothing_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lake and roll-ups are looked at between two turns."""
+    with collecting(tmp_path / "data") as one:
+        assert fits_beside_a_sealer(one, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", ["takes no turn", "writes"])
+def test_mutant_a_verify_that_disturbs_or_is_disturbed_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str
+) -> None:
+    @contextlib.contextmanager
+    def writing(rollups: Path) -> Iterator[apsw.Connection]:
+        with contextlib.closing(apsw.Connection(str(rollups))) as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+
+    with collecting(tmp_path / "data") as one:
+        if mutant == "takes no turn":
+            monkeypatch.setattr(verify, "turn", contextlib.nullcontext)
+        else:
+            monkeypatch.setattr(verify, "_one_state", writing)
+        assert not fits_beside_a_sealer(one, monkeypatch)
+
+
 # Backup and restore
 
 
@@ -306,6 +476,81 @@ def test_a_backup_made_while_releases_come_in_holds_all_that_was_acked_before(tm
         assert len(list(two.lake.stored(*two.plans[0]))) == len(made)
         assert two.differences() == []
         assert two.landing.audit()[0].action is Action.RESTORED
+
+
+def test_a_backup_and_a_restore_may_take_longer_than_a_file_may_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tidies what they write to. Mutant: `DeltaLog.keep` notes since when a file waits."""
+    with collecting(tmp_path / "data") as one:
+        for n in range(3):
+            one.seal(one.make(n, seed=n))
+        held = [stored.digest for stored in one.lake.stored(*one.plans[0])]
+        monkeypatch.setattr(deltalog, "_awake_s", partial(next, itertools.count(0.0, deltalog.MAX_WAIT_S + 1)))
+        room.backup(tmp_path / "data", tmp_path / "copy")
+    elsewhere = Lake(tmp_path / "elsewhere")
+    room.restore(tmp_path / "copy", tmp_path / "again", who="ada", lake=elsewhere)
+    assert [stored.digest for stored in elsewhere.stored(*one.plans[0])] == held
+
+
+@pytest.mark.parametrize("copied_by", ["this version", "an earlier one"])
+def test_what_came_while_a_backup_was_made_counts_alike_in_every_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied_by: str
+) -> None:
+    """Landed after the landing was copied, sealed before the lake is: nobody sends it again. Mutant: roll-ups are kept.
+
+    An earlier version copied them before the lake; they are not brought back.
+    """
+    with collecting(tmp_path / "data") as one:
+        one.seal(*(one.make(n, agent, seed=n) for n in range(3) for agent in ("jfk", "lga")))
+        copy_table = room._copy_table
+
+        def meanwhile(*given: Any) -> None:
+            one.seal(one.make(3), one.make(3, "ord"))
+            copy_table(*given)
+
+        monkeypatch.setattr(room, "_copy_table", meanwhile)
+        if copied_by == "an earlier one":
+            monkeypatch.setattr(room, "_SQLITE", ("landing.sqlite", "rollups.sqlite"))
+        room.backup(tmp_path / "data", tmp_path / "copy")
+    monkeypatch.undo()
+    room.restore(tmp_path / "copy", tmp_path / "again", who="ada")
+    with collecting(tmp_path / "again") as two:
+        for _ in range(2):
+            (row,) = two.answer(start_us=at_window(0), end_us=at_window(4))
+            assert row["windows_reporting"] == 8
+            rows = two.answer(start_us=at_window(3), end_us=at_window(4), by=("node",))
+            assert {each["node"]: each["windows_reporting"] for each in rows} == {"jfk": 1, "lga": 0, "ord": 1}
+            assert two.differences() == []
+            two.seal(two.make(4, "lga"))
+            assert two.rollups.covers(two.maker.hash)
+
+
+class OutOfReach(Exception):
+    """As the bucket's client would say it, of nobody's family."""
+
+
+@pytest.mark.parametrize("error", [OutOfReach, SyncFailed, OSError, KeyboardInterrupt])
+def test_a_copy_that_fails_leaves_nothing_and_says_no_more_than_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Whatever fails, also by the operator's hand. Mutant: only the errors of disk and database are looked for."""
+    with collecting(tmp_path / "data") as one:
+        one.seal(one.make(0))
+        room.backup(tmp_path / "data", tmp_path / "copy")
+
+        def fails(self: DeltaLog, name: str, data: Any) -> None:
+            raise error("canary/key")
+
+        monkeypatch.setattr(DeltaLog, "keep", fails)
+        for copy in (
+            lambda: room.backup(tmp_path / "data", tmp_path / "another"),
+            lambda: room.restore(tmp_path / "copy", tmp_path / "again", who="ada", lake=Lake(tmp_path / "elsewhere")),
+        ):
+            with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else StoreFailed) as caught:
+                copy()
+            assert error is KeyboardInterrupt or "canary" not in str(caught.value)
+        assert {each.name for each in tmp_path.iterdir()} == {"data", "copy", "elsewhere"}
 
 
 def chained(one: Collector, windows: Sequence[int]) -> list[Made]:

@@ -17,7 +17,7 @@ import duckdb
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
-from cloud_collector import deltalog, failpoint, folderstore
+from cloud_collector import backup, deltalog, failpoint, folderstore, telemetry
 from cloud_collector import lake as room
 from cloud_collector import sealer as sealing
 from cloud_collector.deltalog import DeltaLog, Snapshot
@@ -26,9 +26,13 @@ from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_of, table_schema
 from cloud_collector.landing import Landing, Verdict
+from cloud_collector.landing_file import LandingFile
+from cloud_collector.payload import open_payload
 from cloud_collector.sealer import Sealer
 from edge_agg.contract.cells import keys
+from edge_agg.contract.errors import MalformedRelease
 from edge_agg.contract.release import Status
+from tests.cloud_collector.conftest import MONDAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -268,24 +272,40 @@ def test_a_crash_after_half_of_a_batch_doubles_nothing(
     assert read(lake, maker) == expected(maker, made)
 
 
-def test_a_restored_landing_loses_nothing_and_doubles_nothing_up_to_the_mark(
-    tmp_path: Path, lake: Lake, maker: Maker
-) -> None:
-    """Its ids start again where the copy was made and mean other releases; the mark alone would skip them."""
-    made = [maker.make(seed=i, window=i) for i in range(5)]
+def seal_after_a_restore(tmp_path: Path, lake: Lake, maker: Maker) -> list[tuple[int, Any]]:
+    """Ids start again where the copy was made and mean other releases; what is in the lake in the end: id, window.
+
+    Of five releases that were sealed two are sent again: below the mark that the lake kept, and above it.
+    """
+    made = [maker.make(seed=i, window=i) for i in range(9)]
     path = tmp_path / "landing.sqlite"
     Landing(path).close()
     copy = path.read_bytes()
     with contextlib.closing(Landing(path)) as landing:
-        land(landing, made[:3])
+        land(landing, made[:5])
         Sealer(landing, lake, maker.plan_of).seal()
     path.write_bytes(copy)
+    with contextlib.closing(LandingFile(path)) as store:
+        backup.mark_restored(store, [], who="ada")
     with contextlib.closing(Landing(path)) as landing:
-        for one in (made[3], made[1], made[4]):
-            land(landing, [one])
+        for n in (5, 1, 6, 7, 8, 2):
+            land(landing, [made[n]])
             Sealer(landing, lake, maker.plan_of).seal()
-    starts = [row["window_start"] for row in read(lake, maker)]
-    assert sorted(starts) == sorted(one.release.window_start for one in made for _ in range(10))
+    return sorted({(row["window_start"], row["landing_id"]) for row in read(lake, maker)})
+
+
+def test_a_restored_landing_loses_nothing_and_doubles_nothing(tmp_path: Path, lake: Lake, maker: Maker) -> None:
+    """The mark would skip what is new below it, and let in twice what was forgotten above it."""
+    found = seal_after_a_restore(tmp_path, lake, maker)
+    assert [start for start, _ in found] == [MONDAY + n * maker.plan.every for n in range(9)]
+
+
+def test_mutant_only_ids_up_to_the_mark_are_doubtful(
+    tmp_path: Path, lake: Lake, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Landing, "restored", False)
+    starts = [start for start, _ in seal_after_a_restore(tmp_path, lake, maker)]
+    assert sorted({start for start in starts if starts.count(start) > 1}) == [MONDAY + 2 * maker.plan.every]
 
 
 def test_two_sealers_at_once_double_nothing(landing: Landing, lake: Lake, maker: Maker) -> None:
@@ -356,6 +376,53 @@ def test_a_table_that_fails_keeps_its_releases_waiting_and_no_others(
     assert len(read(lake, other_maker)) == 3
     assert sealer.seal() == 3
     assert len(read(lake, maker)) == 30
+
+
+DAMAGES = {
+    "header": "UPDATE waiting SET header = substr(header, 2) WHERE id = 3",
+    "payload": "UPDATE waiting SET payload = zeroblob(9) WHERE id = 3",
+    "values": "",
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGES)
+def test_a_release_that_is_damaged_stays_and_holds_nobody_up(  # noqa: PLR0917  # pytest's fixtures
+    landing: Landing, lake: Lake, maker: Maker, other_maker: Maker, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    """The others of its plan and of other plans are sealed, each pass says so, one line names it; mended, it follows.
+
+    Mutant: the first damaged release ends the pass.
+    """
+    monkeypatch.setattr(sealing, "_CHUNK", 2)
+    events: list[tuple[telemetry.Event, Any]] = []
+    monkeypatch.setattr(sealing, "emit", lambda event, **fields: events.append((event, fields)))
+    makers = [maker, other_maker]
+    made = [makers[i % 2].make(seed=i, window=i) for i in range(8)]
+    land(landing, made)
+    good = landing.unsealed(8)[2]
+    opened = open_payload
+
+    def opened_but_one(release: Any, payload: bytes, plan: Plan) -> Any:
+        if release == made[2].release:
+            raise MalformedRelease
+        return opened(release, payload, plan)
+
+    with monkeypatch.context() as patch:
+        landing._db.execute(DAMAGES[damaged])
+        if damaged == "values":
+            patch.setattr(sealing, "open_payload", opened_but_one)
+        sealer = Sealer(landing, lake, {one.hash: one.plan for one in makers}.get)
+        for _ in range(2):
+            with pytest.raises(StoreFailed, match="no longer what it was"):
+                sealer.seal()
+            assert [one.id for one in landing.unsealed(10)] == [3]
+    assert [fields for event, fields in events if event is telemetry.Event.SEAL_FAILED] == [
+        {"cause": "ReleaseDamaged", "release": 3}
+    ]
+    assert (len(read(lake, maker)), len(read(lake, other_maker))) == (30, 4)
+    landing._db.execute("UPDATE waiting SET header = ?, payload = ? WHERE id = 3", (good.header, good.payload))
+    assert sealer.seal() == 1
+    assert len(read(lake, maker)) == 40
 
 
 # Durability
@@ -441,6 +508,34 @@ def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(
     assert Sealer(landing, fresh, maker.plan_of).seal() == 1
     assert {Path(file).name for file in fresh.files(maker.plan, maker.hash)} | {"_delta_log"} <= synced
     assert len(read(fresh, maker)) == 10
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_what_another_process_left_unsynced_is_synced_by_one_that_runs(
+    landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, mutant: bool
+) -> None:
+    """It had settled the table before; it finds the releases there and lets go of them. Mutant: it settles once."""
+    land(landing, [maker.make()])
+    sealer = Sealer(landing, lake, maker.plan_of)
+    assert sealer.seal() == 1
+    land(landing, [maker.make(window=1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(failpoint, "armed", lambda name: _crash() if name == "log_linked" else None)
+        with pytest.raises(Crash):
+            Sealer(landing, Lake(tmp_path / "a lake é" / "tables"), maker.plan_of).seal()
+    synced: set[str] = set()
+    sync = folderstore.sync
+
+    def noted(path: Path) -> None:
+        sync(path)
+        synced.add(path.name)
+
+    monkeypatch.setattr(folderstore, "sync", noted)
+    if mutant:
+        monkeypatch.setattr(DeltaLog, "settle", lambda _: None)
+    assert sealer.seal() == 1
+    assert len(read(lake, maker)) == 20
+    assert ("_delta_log" in synced) is not mutant
 
 
 # The log
@@ -560,3 +655,38 @@ def test_mutant_reads_that_a_writer_may_overtake_are_caught(
 
     monkeypatch.setattr(DeltaLog, "_summed_up", once)
     assert not reads_what_was_there(tmp_path, maker, monkeypatch)
+
+
+def turns_back(folder: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A writer falls silent before it names its checkpoint, while another names two; whether readers are led back."""
+    monkeypatch.setattr(deltalog, "CHECKPOINT_EVERY", 2)
+    one, other = Lake(folder), Lake(folder)
+    rows = iter(rows_of([maker.make(seed=i, window=i) for i in range(20)]))
+
+    def commit(lake: Lake, times: int) -> None:
+        for _ in range(times):
+            lake.append(maker.plan, maker.hash, [next(rows)], app_id="a")
+            lake.write(maker.plan, maker.hash, lambda log, _: log.checkpoint())
+
+    def silent(name: str) -> None:
+        if name == "checkpoint_linked":
+            monkeypatch.setattr(failpoint, "armed", None)
+            commit(other, 4)
+
+    commit(one, 3)
+    before = other.log(maker.plan, maker.hash)._newest_checkpoint()
+    monkeypatch.setattr(failpoint, "armed", silent)
+    commit(one, 2)
+    monkeypatch.setattr(failpoint, "armed", None)
+    assert (other.log(maker.plan, maker.hash)._newest_checkpoint() or 0) > (before or 0)
+    try:
+        return len(Lake(folder).snapshot(maker.plan, maker.hash).files) != 9
+    except StoreFailed:
+        return True
+
+
+def test_a_checkpoint_of_one_that_was_silent_is_not_named(
+    tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was made behind is gone by then. Mutant: it is named whatever happened meanwhile."""
+    assert not turns_back(tmp_path, maker, monkeypatch)

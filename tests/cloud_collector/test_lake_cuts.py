@@ -11,8 +11,9 @@ import contextlib
 import os
 import random
 import shutil
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pyarrow.parquet as pq
@@ -22,14 +23,21 @@ from deltalake import DeltaTable
 from cloud_collector import compaction, deltalog, failpoint, folderstore, upkeep
 from cloud_collector.errors import StoreFailed
 from cloud_collector.lake import Lake
-from cloud_collector.landing import Landing
+from cloud_collector.landing import Landing, store_of
 from cloud_collector.rollup import Rollups
 from cloud_collector.sealer import Sealer
+from cloud_collector.upkeep import Upkeep
+from cloud_collector.verify import Stores, differences
+from tests.cloud_collector.conftest import MONDAY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.cloud_collector.conftest import Made, Maker
+
+
+KEPT = timedelta(days=42)
+"""Six windows: the first is retired with the eighth, the second with the ninth."""
 
 
 class Cut(BaseException):
@@ -94,16 +102,33 @@ class Collector:
         """As the service does."""
         asyncio.run(self.landing.land([one.pair for one in made]))
 
-    def keep_up(self) -> None:
-        """Compact, though the sealer is first whenever it may be, and remove leftovers at once."""
-        compaction.compact(self.lake, self.maker.plan, self.maker.hash, alone=self.sealed_in_between)
-        upkeep.tidy(self.lake, self.maker.plan, self.maker.hash, grace_s=-1.0)
+    def keep_up(self, n: int = 8) -> None:
+        """Retire and compact, though the sealer is first whenever it may be, and remove leftovers at once."""
+        Upkeep(
+            lake=self.lake,
+            rollups=self.rollups,
+            alone=self.sealed_in_between,
+            plans=lambda: [(self.maker.plan, self.maker.hash)],
+            retention=lambda _: KEPT,
+        ).run(MONDAY + n * self.maker.plan.every)
 
     def go_on(self, n: int) -> None:
-        """Seal and compact; every other time the sealer is in the middle of the compaction."""
+        """Seal and keep up; every other time the sealer is in the middle of the compaction."""
         if n % 2 or len(self.lake.files(self.maker.plan, self.maker.hash)) < compaction.MANY_FILES:
             self.sealer.seal()
-        self.keep_up()
+        self.keep_up(n)
+
+    def differences(self) -> list[str]:
+        """What does not fit."""
+        data = self.rollups.path.parent
+        stores = Stores(
+            landing=store_of(data / "landing.sqlite", make=False),
+            lake=self.lake,
+            rollups=self.rollups.path,
+            turns=data / "sealer.lock",
+            plans=[(self.maker.plan, self.maker.hash)],
+        )
+        return list(differences(stores))
 
     @contextlib.contextmanager
     def sealed_in_between(self) -> Iterator[None]:
@@ -129,9 +154,9 @@ def collecting(data: Path, maker: Maker) -> Iterator[Collector]:
 
 
 def truth(tmp_path: Path, maker: Maker, made: list[Made]) -> list[tuple[str, int, bytes]]:
-    """What the lake should hold in the end."""
+    """What the lake should hold in the end: the first two windows are retired by then."""
     with collecting(tmp_path / "truth", maker) as one:
-        one.land(*made)
+        one.land(*made[2:])
         one.sealer.seal()
         return one.held()
 
@@ -155,6 +180,7 @@ def survives_cuts(
     monkeypatch.setattr(os, "fsync", disk.sync)
     monkeypatch.setattr(deltalog, "CHECKPOINT_EVERY", 3)
     monkeypatch.setattr(compaction, "MANY_FILES", 3)
+    monkeypatch.setattr(upkeep, "GRACE_S", -1.0)
     monkeypatch.setattr(failpoint, "armed", armed)
     with collecting(data, maker) as one:
         try:
@@ -197,7 +223,7 @@ def _goes_on(data: Path, maker: Maker, made: list[Made], wanted: list[tuple[str,
             folder = Path(one.lake.location(maker.plan, maker.hash))
             files = {Path(uri).name for uri in DeltaTable(folder).file_uris()}
             rows = sum(pq.read_metadata(folder / name).num_rows for name in files)
-            return one.held() == wanted and rows == 10 * len(made)
+            return one.held() == wanted and rows == 10 * len(wanted) and one.differences() == []
     except (StoreFailed, OSError, ValueError):
         return False
     except Exception as error:
@@ -222,6 +248,9 @@ POINTS = {
     "log_cleared": 1,
     "compaction_written": 2,
     "compaction_committed": 2,
+    "retirement_written": 2,
+    "retirement_committed": 2,
+    "rollup_retired": 8,
     "leftover_removed": 4,
 }
 
@@ -236,12 +265,26 @@ def test_a_power_cut_loses_and_doubles_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["log_synced", "mark_committed"])
+@pytest.mark.parametrize("point", ["log_synced", "mark_committed", "retirement_committed"])
 def test_mutant_no_sync_at_all_is_caught(
     tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     monkeypatch.setattr(folderstore, "_fsync", lambda fd: None)
-    assert not survives_cuts(tmp_path, maker, monkeypatch, point=point, hit=4, cuts=16)
+    assert not survives_cuts(tmp_path, maker, monkeypatch, point=point, hit=POINTS[point], cuts=16)
+
+
+@pytest.mark.slow
+def test_mutant_a_retirement_that_is_not_noted_is_caught(
+    tmp_path: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is gone would be missing."""
+    commit = deltalog.DeltaLog.commit
+
+    def unnoted(self: deltalog.DeltaLog, *given: Any, transactions: Any = None, **more: Any) -> None:
+        commit(self, *given, transactions=None if more["operation"] == "DELETE" else transactions, **more)
+
+    monkeypatch.setattr(deltalog.DeltaLog, "commit", unnoted)
+    assert not survives_cuts(tmp_path, maker, monkeypatch, point="rollup_retired", hit=8, cuts=2)
 
 
 @pytest.mark.slow

@@ -118,11 +118,38 @@ def test_the_figures_count_and_name_nobody(tmp_path: Path, monkeypatch: pytest.M
     assert CANARY not in pages["/metrics"][1]
     assert leaks(pages["/metrics"][1]) == []
     monkeypatch.setattr(metrics, "_method", lambda name: name)  # mutant: whatever was asked for is a label
-    with metrics.timed_call(CANARY):
-        pass
+    asyncio.run(_called(CANARY))
     assert set(leaks(metrics.page().decode())) == {CANARY}
     for metric in (metrics._IN_WORK, metrics._CALL_SECONDS):
         metric.remove(CANARY)
+
+
+async def _called(method: str) -> None:
+    with metrics.timed_call(method):
+        pass
+
+
+def test_depths_are_written_now_and_then_and_are_never_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand changes are a few writes; what a depth was last is written by itself, in each loop that changes it.
+
+    Mutants: a write at each change; a write that is not asked for again after the first; or not in a second loop.
+    """
+    written: list[float] = []
+    monkeypatch.setattr(metrics, "DEPTHS_S", 0.01)
+    monkeypatch.setattr(metrics._RECEIVING, "set", written.append)
+
+    async def change(by: int) -> None:
+        for _ in range(1000):
+            metrics.opened(by)
+        for deadline in range(500):
+            if written and written[-1] == metrics._DEPTHS._now[metrics._RECEIVING]:
+                break
+            assert deadline < 499, "the last change was never written"
+            await asyncio.sleep(0.01)
+
+    for by in (1, -1):
+        asyncio.run(change(by))
+    assert 0 < len(written) < 200
 
 
 def test_an_unknown_method_is_one_label() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloud_collector import failpoint, landing_session, landing_tables
+from cloud_collector import failpoint, landing_server, landing_session, landing_tables
+from cloud_collector import landing as landed_in
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.folderstore import FolderStore
+from cloud_collector.heads import Standing
 from cloud_collector.lake import Lake
 from cloud_collector.landed import Reason, Verdict
 from cloud_collector.landing import Landing, store_of
 from cloud_collector.landing_server import LandingServer
+from cloud_collector.telemetry import Event
 from edge_agg.contract.codec import to_us
 from tests.cloud_collector.test_chain import MAKER, Journal
+from tests.cloud_collector.test_heads import head_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -203,6 +207,32 @@ def test_mutant_a_sealer_that_does_not_wait_for_writers_is_caught(
     assert not the_sealer_reads_in_the_order_of_ids(two, held, maker)
 
 
+def pushes_go_on_beside_a_lost_writer(two: tuple[Landing, Landing], database: Database, maker: Maker) -> bool:
+    """A machine fell silent in its commit, and the sealer waits for it: whether others commit meanwhile."""
+    gone = LandingServer(database)
+    with contextlib.closing(gone), ThreadPoolExecutor(2) as pool:
+        with gone.db.transaction():
+            gone.db.native(f"SELECT pg_advisory_xact_lock_shared({landing_server._KEY})", (landing_server._GATE,))
+            reading: Future[Any] = pool.submit(two[0].unsealed, 10)
+            wait([reading], 0.1)
+            pushed = pool.submit(land, two[1], maker.make())
+            done = bool(wait([pushed], 4).done)
+            assert not done or isinstance(reading.exception(4), StoreFailed)
+        assert pushed.result(20) == [A]
+        assert len(two[0].unsealed(10)) == 1
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closing", ["300ms", "15s"])
+def test_pushes_go_on_though_a_machine_is_lost_in_its_commit(
+    two: tuple[Landing, Landing], database: Database, maker: Maker, monkeypatch: pytest.MonkeyPatch, closing: str
+) -> None:
+    """Mutant: the sealer waits at the gate for as long as for any other lock, and everybody behind it."""
+    monkeypatch.setattr(landing_server, "_CLOSING", closing)
+    assert pushes_go_on_beside_a_lost_writer(two, database, maker) is (closing == "300ms")
+
+
 def most_in_turn(turns: list[Callable[[], contextlib.AbstractContextManager[None]]]) -> int:
     inside: list[int] = []
     most: list[int] = []
@@ -369,6 +399,56 @@ def test_a_session_that_the_server_ended_is_made_anew(database: Database, postgr
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cloud-collector'"
         )
         assert land(landing, maker.make(), maker.make(window=1)) == [D, A]
+
+
+def alarms_though_answers_are_lost(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each commit of two journals' faults holds, and its answer is lost; what is said of them."""
+    said: list[Any] = []
+    monkeypatch.setattr(landed_in, "emit", lambda event, **fields: said.append((event, fields.get("reason"))))
+    transact = LandingServer.transact
+
+    def unheard(self: LandingServer, work: Any, agents: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(LandingServer, "transact", transact)
+            transact(self, work, agents)
+        self.db.drop()
+        monkeypatch.setattr(LandingServer, "transact", transact)
+        raise landing_session.psycopg.OperationalError
+
+    with contextlib.closing(Landing(database)) as landing:
+        first, second = Journal(MAKER), Journal(MAKER, "b" * 32)
+        land(landing, first.release(0), first.release(1))
+        for _ in range(2):
+            monkeypatch.setattr(LandingServer, "transact", unheard)
+            land(landing, second.release(2 + second.seq))
+        monkeypatch.setattr(LandingServer, "transact", unheard)
+        assert land(landing, MAKER.make(seed=9)) == [C]
+        landing.unfence("acme", "jfk", who="ada", note="a test")
+        monkeypatch.setattr(LandingServer, "transact", unheard)
+        heard = landing.hear(head_of(first, places=((1, b"x" * 32),)))
+        assert (heard.standing, heard.alarm) == (Standing.FENCED, None)
+    monkeypatch.undo()
+    alarms = {Event.AGENT_FENCED, Event.AGENT_REINSTALLED, Event.AGENT_BEHIND}
+    return [one for one in said if one[0] in alarms]
+
+
+def test_an_alarm_is_given_though_the_answer_of_its_commit_was_lost(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each. Mutant: what the last try says is all that is said."""
+    assert alarms_though_answers_are_lost(database, monkeypatch) == [
+        (Event.AGENT_REINSTALLED, None),
+        (Event.AGENT_FENCED, Reason.CONFLICT),
+        (Event.AGENT_FENCED, Reason.ROLLBACK),
+    ]
+
+
+def test_who_reads_may_be_silent_for_as_long_as_the_lake_takes(database: Database) -> None:
+    """And who writes may not. Mutant: a limit of ten minutes, at which the server ends `verify`."""
+    store = LandingServer(database)
+    with contextlib.closing(store), store.reading() as db:
+        limit = "SHOW idle_in_transaction_session_timeout"
+        assert (db.execute("SELECT current_setting(?)", (limit[5:],)).get, store.db.execute(limit).get) == ("0", "1min")
 
 
 def test_a_server_without_fsync_is_refused(postgres: Postgres) -> None:

@@ -455,13 +455,13 @@ def test_an_older_journal_keeps_all_that_it_says(folder: Path) -> None:
         assert (opened.next_link().seq, opened.next_link().prev_hash) == (2, sealed.hash)
         assert (opened.incarnation, opened.secret, opened.created) == ("ab" * 16, b"s" * 32, MONDAY)
         assert opened.closed_before(PLAN) == MONDAY + WEEK
-        assert not opened.is_covered(PLAN, MONDAY + WEEK)
+        assert not opened.is_covered("people", PLAN, MONDAY + WEEK)
         opened.close()
     opened = Journal.open(folder, "node", now=MONDAY)
     charge(opened, MONDAY + WEEK)
     charge(opened, MONDAY + 2 * WEEK, through=MONDAY + 3 * WEEK, counted=Counted(period=MONDAY, units=["u"]))
     assert opened.attempts(PLAN, MONDAY + WEEK) == 2
-    assert opened.is_covered(PLAN, MONDAY + 3 * WEEK)
+    assert opened.is_covered("people", PLAN, MONDAY + 3 * WEEK)
     opened.close()
 
 
@@ -483,7 +483,7 @@ def test_a_journal_of_the_version_before_keeps_its_periods_and_its_parts(folder:
     """Guarantee (A3): charges, covers, chain and positions are as they were; whole files begin at 0."""
     sealed = version_2(folder)
     opened = Journal.open(folder, "node", now=MONDAY)
-    assert opened.is_covered(OTHER, MONDAY + WEEK)
+    assert opened.is_covered("people", OTHER, MONDAY + WEEK)
     assert opened.cumulative("people") == CHARGE * 3
     assert opened.next_link().prev_hash == sealed.hash
     assert opened.positions_within("files", [MONDAY]) == [position("a.parquet", MONDAY)]
@@ -548,15 +548,16 @@ def test_another_agents_older_journal_is_left_as_it_is(folder: Path) -> None:
 # Charges that cover a period
 
 
-def test_a_charge_covers_the_windows_up_to_its_last_and_of_its_plan_alone(journal: Journal) -> None:
-    """Guarantee: the windows after the one that paid, to the last, not itself, not another plan's."""
+def test_a_charge_covers_the_windows_up_to_its_last_and_of_its_plan_and_account_alone(journal: Journal) -> None:
+    """Guarantee: the windows after the one that paid, to the last, not itself, not another plan's or account's."""
     charge(journal, MONDAY + WEEK, through=MONDAY + 3 * WEEK)
-    covered = [journal.is_covered(PLAN, MONDAY + i * WEEK) for i in range(6)]
+    covered = [journal.is_covered("people", PLAN, MONDAY + i * WEEK) for i in range(6)]
     assert covered == [False, False, True, True, False, False]
-    assert not journal.is_covered(OTHER, MONDAY + 2 * WEEK)
+    assert not journal.is_covered("people", OTHER, MONDAY + 2 * WEEK)
+    assert not journal.is_covered("others", PLAN, MONDAY + 2 * WEEK)
     assert journal.entries("people")[0].last == MONDAY + 3 * WEEK
     charge(journal, MONDAY + 5 * WEEK)
-    assert not journal.is_covered(PLAN, MONDAY + 6 * WEEK)
+    assert not journal.is_covered("people", PLAN, MONDAY + 6 * WEEK)
 
 
 @pytest.mark.parametrize(("point", "noted"), [("charge_uncommitted", []), ("charge_committed", ["u"])])
@@ -605,7 +606,7 @@ CALLS: list[Callable[[Journal], object]] = [
     charge,
     lambda j: charge(j, counted=Counted(period=MONDAY, units=[SECRET])),
     lambda j: j.spent_units(PLAN, period=MONDAY, window_start=MONDAY, max_windows=1),
-    lambda j: j.is_covered(PLAN, MONDAY),
+    lambda j: j.is_covered("people", PLAN, MONDAY),
     lambda j: seal(j, positions=[position(f"/home/{SECRET}", MONDAY)], local_counts={SECRET: 1}),
     lambda j: j.note([position(f"/home/{SECRET}", MONDAY)], {}),
     lambda j: j.settle(acked=[1], parked=[(2, Refusal.FENCED)]),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import pytest
 
 from edge_agg.config import load
 from edge_agg.contract.plan import parse_plan, plan_hash
+from edge_agg.contract.release import Charge
 from edge_agg.errors import BudgetExhausted, JournalFailed
 from edge_agg.journal import Journal
 from edge_agg.privacy.ledger import Entry, check_room
@@ -90,6 +92,20 @@ def test_what_if_adds_a_plan(tmp_path: Path) -> None:
     assert cheaper.remedy() is None
 
 
+@pytest.mark.parametrize("delta", ["1e-7", "5e-7"])
+def test_a_delta_lowered_below_what_is_spent_is_said(tmp_path: Path, delta: str) -> None:
+    """Guarantee: neither `check` nor `status` fails over an account whose delta cannot express what it lost."""
+    config = write_config(tmp_path, history=None)
+    charge(config, parse_plan(small_plan_text(discover=5e-7)), 1)
+    config.write_text(config.read_text().replace("delta = 1e-5", f"delta = {delta}"))
+    said = one(config)
+    spent = [entry.charge.delta for entry in said.entries]
+    assert Fraction(1, 10**7) < spent[0] <= Fraction(5e-7)
+    if delta == "5e-7":
+        said = replace(said, entries=[replace(said.entries[0], charge=Charge(delta=Fraction(5e-7)))])
+    assert said.spent() == f"account people: more than delta {float(delta):g} can express spent in 365 days"
+
+
 @pytest.mark.slow
 def test_the_remedy_works(tmp_path: Path) -> None:
     """Guarantee: with what is advised written into the plan, the account never runs out."""
@@ -101,6 +117,37 @@ def test_the_remedy_works(tmp_path: Path) -> None:
     cheaper = float(remedy.split("epsilon ")[1].split(" ")[0])
     for text in (small_plan_text(epsilon=4.0, every=slower), small_plan_text(epsilon=cheaper)):
         assert one(write_config(tmp_path, text, history=None)).lasts().endswith("never run out")
+
+
+def test_old_charges_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: where what was charged before fills an account, no change of its plans is advised, and the date holds.
+
+    The date is where a ledger that takes every window that fits refuses the last one. Mutant: the plans are asked to
+    slow down, which helps nothing.
+    """
+    cheap = small_plan_text(epsilon=1.0)
+    config = write_config(tmp_path, cheap, history=None)
+    charge(config, parse_plan(small_plan_text(epsilon=10.0)), 3)
+    said = one(config)
+    entries, refused = list(said.entries), list[datetime]()
+    for week in range(150):
+        entry = Entry(window_start=MONDAY + week * WEEK, charge=said.measurements[0].charge)
+        try:
+            check_room(said.budget, entries, entry)
+        except BudgetExhausted:
+            refused.append(entry.window_start)
+        else:
+            entries.append(entry)
+    assert 10 < len(refused) < 60
+    remedy = said.remedy()
+    assert remedy is not None
+    assert f"up to that of {refused[-1]:%-d %b %Y}. Wait" in remedy
+    soon = replace(said, until=refused[-1]).remedy()
+    assert soon is not None
+    assert f"up to that of {refused[-2]:%-d %b %Y}. Wait; after it they last for the rest of the history." in soon
+    monkeypatch.setattr("edge_agg.prospect.lasts_for_ever", lambda *_: False)
+    assert "in place of" not in remedy
+    assert "in place of" in (said.remedy() or "")
 
 
 @pytest.mark.slow

@@ -64,8 +64,8 @@ def test_check_says_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixtu
         "an even guess is right",
         "9 sites",
         "level_count",
-        "All its plans together, and every window drawn again after a crash: in any 365 days, what leaves",
-        "tells at most epsilon 100 at delta 1e-05 about one u; what leaves 3 sites with such an account, at most ",
+        "All its plans together, and every window drawn again after a crash: about what one u did in any 365 days,",
+        "tells at most epsilon 100 at delta 1e-05; all that leaves 3 sites with such an account, at most ",
         "eekly releases of small last for all of its history",
     ):
         assert said in out

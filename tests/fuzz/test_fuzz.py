@@ -6,7 +6,6 @@ tries more (`slow`); `python -m tests.fuzz.harness` goes on for as long as it is
 
 from __future__ import annotations
 
-import resource
 import struct
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from edge_agg.errors import SourceUnreadable
 from edge_agg.ingest import decode as decoding
 from edge_agg.ingest import file
 from tests.fuzz import targets
+from tests.fuzz.limits import memory_limit
 from tests.fuzz.targets import CANARY, TARGETS
 
 if TYPE_CHECKING:
@@ -163,13 +163,9 @@ def test_mutant_a_null_view_that_is_looked_at_is_caught() -> None:
 
 
 def search(name: str, folder: Path, *options: str, runs: int) -> int:
-    """Let atheris search in a process of its own; how that ended.
-
-    Its limit of memory is held against the process's peak, which on Linux begins with that of whoever started it: ours.
-    """
-    ours_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """Let atheris search in a process of its own; how that ended."""
     limits = [
-        f"-rss_limit_mb={ours_mb + 2048}",
+        memory_limit(),
         f"-runs={runs}",
         "-seed=1",
         "-max_len=256",

@@ -24,6 +24,7 @@ from edge_agg.contract import arrow, codec
 from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.v1 import release_pb2
 from tests.cloud_collector.conftest import PLAN, Maker
+from tests.fuzz.limits import memory_limit
 from tests.hostile import flip
 from tests.hostile.corpus import PAYLOADS, RELEASES, STREAMS, around, corpus
 
@@ -199,7 +200,8 @@ def test_coverage_guided_bytes_find_nothing(tmp_path: Path) -> None:
         "-runs=50000",
         "-seed=1",
         "-max_len=4096",
-        "-rss_limit_mb=2048",
+        memory_limit(),
+        f"-artifact_prefix={tmp_path}/",
     ]
     root = Path(__file__).parents[2]
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=root, check=False)

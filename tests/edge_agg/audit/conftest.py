@@ -15,7 +15,7 @@ from edge_agg.audit.recount import Recount, recount
 from edge_agg.contract.plan import PlanHash, plan_hash
 from edge_agg.contract.v1 import release_pb2 as pb
 from edge_agg.privacy.measurement import Measurement, compile_plan
-from tests.edge_agg.audit.journals import BUDGETS, write_journal
+from tests.edge_agg.audit.journals import PROMISED, write_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +89,7 @@ def found(folder: Path) -> Callable[[], Recount]:
 
     def again() -> Recount:
         with open_books(folder) as books:
-            return recount(books, BUDGETS)
+            return recount(books, PROMISED)
 
     return again
 

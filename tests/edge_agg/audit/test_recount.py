@@ -15,7 +15,7 @@ from edge_agg.errors import JournalFailed
 from edge_agg.journal import Journal
 from edge_agg.privacy import noise
 from edge_agg.privacy.ledger import Budget
-from tests.edge_agg.audit.journals import BUDGETS, NARROW, WIDE
+from tests.edge_agg.audit.journals import NARROW, PROMISED, WIDE
 from tests.fakes import MONDAY, WEEK
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def test_a_third_attempt_is_found(
 def test_a_budget_that_was_overrun_is_found(folder: Path) -> None:
     """Guarantee: every span of the horizon is added up, against what the config says now."""
     with open_books(folder) as books:
-        said = recount(books, BUDGETS | {"people": Budget(rho=NARROW.rho, delta=WIDE.delta, horizon=WEEK)})
+        said = recount(books, PROMISED | {"people": lambda _: Budget(rho=NARROW.rho, delta=WIDE.delta, horizon=WEEK)})
     assert [one.where for one in said.differences] == ["account people"]
     assert "in 7 days, and its budget is rho" in said.differences[0].problem
 

@@ -14,7 +14,7 @@ from edge_agg.journal import Journal
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.series import Account, Series
 from edge_agg.window import Span
-from tests.edge_agg.audit.journals import BUDGETS
+from tests.edge_agg.audit.journals import BUDGETS, PROMISED
 from tests.fakes import COUNT, MONDAY, WEEK, small_plan
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_vetoed_windows_follow(folder: Path, problems: Callable[[], Sequence[str
     close_vetoed(folder, 3)
     assert problems() == []
     with open_books(folder) as books:
-        ((plan, statuses),) = recount(books, BUDGETS).uncharged.items()
+        ((plan, statuses),) = recount(books, PROMISED).uncharged.items()
     assert plan.startswith("forbidden ")
     assert dict(statuses) == {"vetoed": 3}
 

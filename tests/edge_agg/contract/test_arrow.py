@@ -380,13 +380,13 @@ def test_the_honest_message_passes() -> None:
 
 @pytest.mark.parametrize("payload", CORPUS.values(), ids=CORPUS.keys())
 def test_a_hostile_payload_is_refused_quickly_and_in_bounded_memory(payload: bytes) -> None:
-    """MalformedRelease and nothing else, in well under a second and a few times the plan's size."""
+    """MalformedRelease and nothing else, in well under a second of CPU and a few times the plan's size."""
     pa_before = pa.default_memory_pool().max_memory()
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         assert refuses(payload)
-        took_s, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
+        took_s, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert took_s < 1.0

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agg.privacy import table
@@ -38,6 +38,17 @@ class Weak(Keying):
     def of_texts(self, ids: Any) -> Any:
         """As before, in fewer bits."""
         return super().of_texts(ids) % self.width
+
+
+class Chosen(Keying):
+    """Keys that the test chooses: each text is `key` or `key/name`."""
+
+    def __init__(self) -> None:
+        super().__init__(SALT)
+
+    def of_texts(self, ids: Any) -> Any:
+        """The number in front."""
+        return np.array([int(one.partition("/")[0]) for one in ids], np.uint64)
 
 
 def same(codes: Sequence[int], ids: Sequence[object]) -> bool:
@@ -99,6 +110,61 @@ def test_texts_whose_keys_collide_survive_growth(monkeypatch: pytest.MonkeyPatch
     assert known.find(pa.array(ids)).tolist() == codes
 
 
+UPPER = 7 << 32
+near = st.builds(
+    lambda upper, lower, slot, name: f"{upper << 32 | lower << 12 | slot}/{name}",
+    st.sampled_from([0, 7]),
+    st.integers(0, 40),
+    st.integers(0, 2),
+    st.sampled_from(["a", "b"]),
+)
+
+
+@settings(max_examples=50)
+@given(batches=st.lists(st.lists(near, max_size=40), max_size=8))
+def test_an_id_keeps_its_code_for_ever(batches: list[list[str]]) -> None:
+    """Whatever keys share, halves, slots or all of themselves, and however often the table grows in between."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "_LEAST_SLOTS", 4)
+        known, codes = Codes(Chosen()), dict[str, int]()
+        for batch in batches:
+            for one, code in zip(batch, known.encode(pa.array(batch, pa.string()))[0].tolist(), strict=True):
+                assert codes.setdefault(one, code) == code
+        assert len(known) == len(codes) == len(set(codes.values()))
+        assert known.find(pa.array(list(codes), pa.string())).tolist() == list(codes.values())
+        assert known.keys(np.array(list(codes.values()), np.uint64)).tolist() == [
+            int(one.partition("/")[0]) for one in codes
+        ]
+
+
+def codes_around_a_growth() -> tuple[list[int], list[int], int]:
+    """Two ids whose keys differ in bit 12 alone: their codes before the table grows and after, and how many there are.
+
+    The bit is the first that the table takes more of when it has outgrown its 4,096 slots.
+    """
+    known, two = Codes(Chosen()), pa.array([str(UPPER | 5), str(UPPER | 5 + 4096)])
+    before = np.concatenate([known.encode(two.slice(i, 1))[0] for i in range(2)]).tolist()
+    known.encode(pa.array([str((i << 32) + i * 7 + 1) for i in range(100, 4_000)]))
+    return before, known.encode(two)[0].tolist(), len(known)
+
+
+def test_keys_that_share_a_half_are_told_apart_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One id has one code before the table grows and after. Mutant: a slot matches on the upper half of a key."""
+    assert codes_around_a_growth() == ([0, 1], [0, 1], 3_902)
+
+    def probe(self: Any, keys: Any) -> Any:
+        slots = (keys & np.uint64(len(self._slots) - 1)).astype(np.intp)
+        for row in range(len(keys)):
+            turn = 0
+            while (at := self._slots[slots[row]]) != ABSENT and int(self.keys[at] ^ keys[row]) >> 32:
+                turn += 1
+                slots[row] = (slots[row] + turn) & (len(self._slots) - 1)
+        return self._slots.take(slots).astype(np.uint64), slots
+
+    monkeypatch.setattr(table.Table, "_probe", probe)
+    assert codes_around_a_growth() == ([0, 1], [0, 3_902], 3_903)
+
+
 def test_mutant_a_table_that_believes_its_keys_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: texts are never compared; two that share a key get one code."""
     monkeypatch.setattr(Texts, "differ", lambda self, codes, asked: np.zeros(len(asked), np.bool_))
@@ -110,7 +176,7 @@ def test_mutant_a_table_that_probes_one_slot_is_caught(monkeypatch: pytest.Monke
 
     def probe(self: Any, keys: Any) -> Any:
         slots = (keys & np.uint64(len(self._slots) - 1)).astype(np.intp)
-        return self._slots.take(slots) & ABSENT, slots
+        return self._slots.take(slots).astype(np.uint64), slots
 
     monkeypatch.setattr(table, "_LEAST_SLOTS", 1 << 9)
     ids = list(range(-100, 100))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge_agg.contract.release import Charge
 from edge_agg.errors import BudgetExhausted
 from edge_agg.privacy import ledger
-from edge_agg.privacy.ledger import Budget, Entry, check_room, heaviest, total, windows_left
+from edge_agg.privacy.ledger import Budget, Entry, check_room, heaviest, total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,87 +229,7 @@ def test_the_refusal_holds_no_numbers() -> None:
     assert not any(character.isdigit() for character in str(refused.value))
 
 
-@settings(max_examples=60)
-@given(
-    limit=limits,
-    past=st.lists(entries_.filter(lambda e: e.window_start < START), max_size=6),
-    loss=losses,
-    every=st.integers(1, 5),
-)
-def test_windows_left_agrees_with_stepping(limit: Budget, past: list[Entry], loss: Fraction, every: int) -> None:
-    """The number that is shown is the number of windows that the ledger then takes; None if it takes 100."""
-    taken = list(past)
-    steps = 0
-    while steps < 100:
-        new = Entry(window_start=START + steps * every * DAY, charge=Charge(rho=loss))
-        if not has_room(limit, taken, new):
-            break
-        taken.append(new)
-        steps += 1
-    told = windows_left(limit, past, charge=Charge(rho=loss), start=START, every=every * DAY)
-    assert told == (None if steps == 100 else steps)
-
-
-@settings(max_examples=60)
-@given(
-    limit=limits,
-    past=st.lists((entries_ | covering).filter(lambda e: e.window_start < START), max_size=5),
-    loss=losses,
-    every=st.integers(1, 6),
-    covers=st.integers(0, 5),
-)
-def test_windows_left_counts_periods_as_the_ledger_takes_them(
-    limit: Budget, past: list[Entry], loss: Fraction, every: int, covers: int
-) -> None:
-    """The same for a row of charges that cover some days each."""
-    taken = list(past)
-    steps = 0
-    while steps < 60:
-        new = entry(steps * every, loss, through=steps * every + covers)
-        if not has_room(limit, taken, new):
-            break
-        taken.append(new)
-        steps += 1
-    told = windows_left(limit, past, charge=Charge(rho=loss), start=START, every=every * DAY, covers=covers * DAY)
-    assert told == (None if steps == 60 else steps)
-
-
-@pytest.mark.parametrize(
-    ("rho", "every", "left"),
-    [
-        (10, 1, None),
-        (9, 1, 9),
-        (4, 3, None),
-        (3, 3, 3),
-        (1, 10, None),
-        (1, 11, None),
-        (0, 1, 0),
-        (Fraction(1, 2), 30, 0),
-    ],
-)
-def test_windows_left_by_hand(rho: Fraction, every: int, left: int | None) -> None:
-    """A horizon of ten days holds ten daily windows, four of every third day, one of every tenth."""
-    assert windows_left(budget(rho), [], charge=Charge(rho=Fraction(1)), start=START, every=every * DAY) == left
-
-
 def test_an_empty_ledger_has_spent_nothing() -> None:
     """The sum of no charges is zero, and nothing weighs on a moment without windows."""
     assert total([]) == Charge()
     assert heaviest(DAY, [], around=START) == Charge()
-
-
-def test_windows_left_is_known_at_once_for_minutes_and_years() -> None:
-    """A year of minutes is counted without stepping: `status` must not hang (tried: one check a window, hours)."""
-    budget = Budget(rho=Fraction(10), delta=Fraction(0), horizon=timedelta(days=365))
-    start, minute = datetime(2024, 1, 1, tzinfo=UTC), timedelta(minutes=10)
-    assert windows_left(budget, [], charge=Charge(rho=Fraction(1, 100)), start=start, every=minute) == 1000
-    assert windows_left(budget, [], charge=Charge(rho=Fraction(1, 10**6)), start=start, every=minute) is None
-
-
-def test_a_charge_beyond_the_horizon_counts_against_for_ever() -> None:
-    """Windows that run into another plan's later charges do run out, and not a horizon too early."""
-    budget = Budget(rho=Fraction(10), delta=Fraction(0), horizon=timedelta(days=10))
-    start, day = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)
-    later = [Entry(window_start=start + timedelta(days=30), charge=Charge(rho=Fraction(5)))]
-    assert windows_left(budget, [], charge=Charge(rho=Fraction(1)), start=start, every=day) is None
-    assert windows_left(budget, later, charge=Charge(rho=Fraction(1)), start=start, every=day) == 26

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from edge_agg.errors import BudgetExhausted
 from edge_agg.privacy import outlook
 from edge_agg.privacy.ledger import Budget, Entry, check_room
 from edge_agg.privacy.measurement import compile_plan
-from edge_agg.privacy.outlook import Demand, advise, cheaper_epsilon, demand_of, lasts_for_ever, look
+from edge_agg.privacy.outlook import Demand, advise, cheaper_epsilon, demand_of, lasts_for_ever, look, refused_until
 from tests.fakes import small_plan
 
 if TYPE_CHECKING:
@@ -96,6 +97,55 @@ def test_an_account_ends_where_the_ledger_ends_it(
     said = look(budget, entries, demands)
     assert said.looked_to is None  # steps of a few days come round within the horizons that are looked through
     assert (None if said.ends is None else (said.ends, said.plan)) == one_by_one(budget, entries, demands, 150)
+
+
+@pytest.mark.parametrize(
+    ("rho", "every", "left"),
+    [(10, 1, None), (9, 1, 9), (4, 3, None), (3, 3, 3), (1, 10, None), (1, 11, None)],
+)
+def test_an_end_by_hand(rho: int, every: int, left: int | None) -> None:
+    """A horizon of ten days holds ten daily windows, four of every third day, one of every tenth."""
+    budget = Budget(rho=Fraction(rho), delta=Fraction(0), horizon=10 * DAY)
+    found = look(budget, [], [demand("a", 1, every=every)]).ends
+    assert found == (None if left is None else ORIGIN + left * every * DAY)
+
+
+def test_an_end_is_known_at_once_for_minutes_and_years() -> None:
+    """A year of ten minutes is counted without asking the ledger for each, which took hours: `status` must not hang."""
+    budget = Budget(rho=Fraction(10), delta=Fraction(0), horizon=365 * DAY)
+    often = replace(demand("a", 1), every=timedelta(minutes=10), charge=Charge(rho=Fraction(1, 100)))
+    assert look(budget, [], [often]).ends == ORIGIN + 1000 * often.every
+    assert look(budget, [], [replace(often, charge=Charge(rho=Fraction(1, 10**6)))]).ends is None
+
+
+def test_a_charge_beyond_the_horizon_counts_against_for_ever() -> None:
+    """Windows that run into another plan's later charges do run out, and not a horizon too early."""
+    budget = Budget(rho=Fraction(10), delta=Fraction(0), horizon=10 * DAY)
+    later = [Entry(window_start=ORIGIN + 30 * DAY, charge=charge(5))]
+    assert look(budget, [], [demand("a", 1)]).ends is None
+    assert look(budget, later, [demand("a", 1)]).ends == ORIGIN + 26 * DAY
+
+
+@settings(max_examples=40)
+@given(DEMANDS, st.integers(8, 60), st.integers(5, 15), st.lists(st.integers(-12, 8), max_size=4))
+def test_old_charges_are_in_the_way_for_as_long_as_the_ledger_says(
+    demands: list[Demand], rho: int, horizon: int, before: list[int]
+) -> None:
+    """Guarantee: the last window that finds no room, where every other is charged; after it, none."""
+    budget = Budget(rho=Fraction(rho), delta=Fraction(1), horizon=horizon * DAY)
+    if not lasts_for_ever(budget, demands):
+        return
+    entries = [Entry(window_start=ORIGIN + day * DAY, charge=charge(6)) for day in before]
+    held, refused = list(entries), None
+    coming = [(entry.window_start, i, entry) for i, one in enumerate(demands) for entry in islice(one.entries(), 60)]
+    for start, _, entry in sorted(coming, key=lambda row: row[:2]):
+        try:
+            check_room(budget, held, entry)
+        except BudgetExhausted:
+            refused = start
+        else:
+            held.append(entry)
+    assert refused_until(budget, entries, demands) == refused
 
 
 def test_an_account_that_counts_one_plan_alone_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,8 @@ def differs(before: Sequence[Entry], added: Sequence[Entry], horizon: timedelta)
                 return True
         known.append(new)
         book.add(new)
-        if book.total != total(known):
+        first, last = min(one.window_start for one in known), max(one.last for one in known)
+        if book.total != total(known) or book.heaviest(horizon) != heaviest(horizon, known, around=first, through=last):
             return True
     return False
 

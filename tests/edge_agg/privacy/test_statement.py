@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from datetime import timedelta
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from opendp.mod import OpenDPException
 
 from edge_agg.contract.plan import Plan, parse_plan
 from edge_agg.contract.release import Charge
@@ -23,6 +25,7 @@ from edge_agg.privacy.statement import (
     delta_up,
     in_words,
     loss,
+    loss_within,
     period,
     plural,
     promises,
@@ -30,6 +33,9 @@ from edge_agg.privacy.statement import (
     state,
 )
 from tests.fakes import COUNT, MEAN, small_plan_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 YEAR = timedelta(days=365)
 
@@ -132,19 +138,50 @@ def test_periods_in_words() -> None:
 @example(2.0)
 @example(2.0000000005)
 @example(0.0004)
+@example(math.nextafter(1.001, 2))
+@example(1e4)
 def test_no_epsilon_is_shown_smaller_than_it_is(epsilon: float) -> None:
-    """Guarantee: three decimals, rounded up (within the millionth that its docstring grants), by less than 0.001."""
-    shown = Fraction(rounded_up(epsilon))
-    assert (
-        Fraction(epsilon) - Fraction(1, 10**6) * (1 + Fraction(1, 10**3))
-        <= shown
-        < Fraction(epsilon) + Fraction(1, 1000)
+    """Guarantee: three decimals that, read again, are no less than the number, and more by less than 0.001."""
+    shown = rounded_up(epsilon)
+    assert epsilon <= float(shown)
+    assert Fraction(repr(epsilon)) <= Fraction(shown) < Fraction(repr(epsilon)) + Fraction(1, 1000)
+    assert shown[-4] == "."
+
+
+@pytest.mark.parametrize("text", ["0.100", "0.001", "1.100", "2.000", "80.192", "20.000"])
+def test_an_epsilon_of_three_decimals_is_shown_as_it_is_written(text: str) -> None:
+    """Guarantee: what a plan asks for in few decimals does not look like more. Mutant: the ceiling of the binary."""
+    assert rounded_up(float(text)) == text
+    assert math.ceil(Fraction(0.1) * 1000) == 101
+
+
+@pytest.mark.parametrize(
+    ("mutant", "epsilon"),
+    [
+        (lambda epsilon: f"{epsilon:.3f}", 2.0004),
+        (lambda epsilon: f"{math.ceil(epsilon * 1000 - 5e-4) / 1000:.3f}", 2.0000004),
+        (lambda epsilon: f"{math.ceil(epsilon * 1000) / 1000:.3f}", 80.19200000000001),
+    ],
+    ids=["to the nearest", "within a millionth", "after a product that was rounded"],
+)
+def test_an_epsilon_that_is_rounded_down_would_be_caught(mutant: Callable[[float], str], epsilon: float) -> None:
+    """Mutants: each shows some epsilon smaller than it is."""
+    assert float(mutant(epsilon)) < epsilon <= float(rounded_up(epsilon))
+
+
+@pytest.mark.parametrize("taken", [Fraction(1, 10**6), Fraction(1e-6), Fraction(1e-6) * (1 - Fraction(1, 2**60))])
+def test_a_delta_that_discovery_has_taken_expresses_no_loss(taken: Fraction) -> None:
+    """Guarantee: nothing of a delta left, by the number or by what it rounds to, is said and not computed.
+
+    Mutant: the loss itself, which OpenDP does not map, or maps to no end.
+    """
+    assert loss_within(Charge(rho=Fraction(1), delta=2 * taken), 1e-6) is None
+    assert loss_within(Charge(rho=Fraction(1), delta=taken), 1e-6) is None
+    assert loss_within(Charge(rho=Fraction(1), delta=taken / 2), 1e-6) == loss(
+        Charge(rho=Fraction(1), delta=taken / 2), 1e-6
     )
-
-
-def test_rounding_to_the_nearest_would_be_caught() -> None:
-    """Mutant: 2.0004 shown as 2.000."""
-    assert rounded_up(2.0004) == "2.001" != f"{2.0004:.3f}"
+    with pytest.raises((ValueError, OpenDPException)):
+        rounded_up(loss(Charge(rho=Fraction(1), delta=taken), 1e-6).epsilon)
 
 
 def test_a_loss_is_spelled_out() -> None:
@@ -193,13 +230,36 @@ def test_an_account_promises_for_all_its_plans() -> None:
     """
     budget = budget_of(epsilon=8.0, delta=1e-5, horizon=YEAR, discovery=5e-6)
     words = account_in_words(budget, unit="u", epsilon=8.0, delta=1e-5, nodes=3)
-    assert "in any 365 days, what leaves this site tells at most epsilon 8 at delta 1e-05 about one u; " in words
+    assert (
+        "about what one u did in any 365 days, all that ever leaves this site tells at most epsilon 8 at delta 1e-05; "
+    ) in words
     three = noise.epsilon_of(3 * budget.rho, 5e-6)
     assert words.endswith(
-        f"what leaves 3 sites with such an account, at most epsilon {rounded_up(three)} at delta 2e-05."
+        f"all that leaves 3 sites with such an account, at most epsilon {rounded_up(three)} at delta 2e-05."
     )
     assert three > 8.0 >= noise.epsilon_of(budget.rho, 5e-6)
     assert "sites" not in account_in_words(budget, unit="u", epsilon=8.0, delta=1e-5, nodes=1)
+    assert "about one event in" in account_in_words(budget, unit="event", epsilon=8.0, delta=1e-5, nodes=1)
+
+
+@pytest.mark.parametrize(("length", "times"), [(YEAR, 1), (YEAR + timedelta(days=1), 2), (4 * YEAR, 4)])
+def test_an_account_promises_less_about_a_history_that_is_longer_than_its_horizon(
+    length: timedelta, times: int
+) -> None:
+    """Guarantee: the horizon is of event time; a drain of four years may tell four budgets in one day, and it is said.
+
+    Mutant: the horizon's own epsilon, of spans that a longer history holds several of.
+    """
+    budget = budget_of(epsilon=8.0, delta=1e-5, horizon=YEAR)
+    words = account_in_words(budget, unit="u", epsilon=8.0, delta=1e-5, nodes=1, history=length)
+    if times == 1:
+        assert "history" not in words
+    else:
+        whole = noise.epsilon_of(times * budget.rho, 1e-5)
+        assert whole > 8.5
+        assert words.endswith(
+            f"; about all {days(length)} of the history, this site at most epsilon {rounded_up(whole)} at delta 1e-05."
+        )
 
 
 DISCOVER = 'column = "k"\ndiscover = { delta = 1e-7 }'
@@ -284,9 +344,48 @@ def test_a_plan_that_bounds_windows_is_composed_by_the_period() -> None:
     assert ("28d (counts in 2), this site", said.period_person) in lines
     # Its windows are all of them, though it counts in two of a period: no number of windows is named.
     assert ("365 days (14 periods of 28d), this site", said.horizon_site) in lines
-    assert f"One u counts in at most 2 windows of 28d, and loses at most {said.period_person}" in in_words(
-        said, plan, YEAR
+    words = in_words(said, plan, YEAR)
+    assert f"counts in at most 2 windows of 28d at a site, and loses at most {said.period_person} in all of" in words
+    assert "in all of them, there." in words
+
+
+def counted(seen: list[set[int]], most: int) -> int:
+    """In how many windows somebody counts, at all sites together, who is seen at some in each."""
+    at = [site for sites in seen for site in sorted(sites)]
+    return sum(min(at.count(site), most) for site in set(at))
+
+
+def test_a_person_who_moves_is_not_promised_a_loss_of_the_same_sites() -> None:
+    """Guarantee: each site counts for itself, so the figures say whom they are of: the same sites all along.
+
+    Mutant: "up to 2 sites", said of who is at one site now and at another then, and counts in more windows than that.
+    """
+    nodes, most = 2, 1
+    stays, moves = [{0, 1}] * 4, [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
+    assert max(len(sites) for sites in stays + moves) <= nodes
+    assert counted(stays, most) == nodes * most < counted(moves, most)
+    text = small_plan_text(COUNT).replace(
+        "max_rows_per_partition = 2", 'max_rows_per_partition = 2\nmax_windows = 1\nperiod = "28d"'
     )
+    plan = parse_plan(text.replace('column = "u"\n', 'column = "u"\nmax_nodes = 2\n'))
+    said = state(compile_plan(plan), budget_of(epsilon=1000.0, delta=1e-5, horizon=YEAR), 1e-5)
+    assert said.same_sites
+    words = in_words(said, plan, YEAR)
+    assert "seen at the same 2 sites all along." in words
+    assert "; those of the same 2 sites together, at most" in words
+    assert words.endswith("who is seen at others in other windows loses more in all.")
+    assert [seen for seen, _ in promises(said, plan, YEAR) if "2 sites" in seen] == [
+        "one window, up to 2 sites",
+        "28d (counts in 1), the same 2 sites",
+        "365 days (14 periods of 28d), the same 2 sites",
+    ]
+
+
+def test_a_budget_that_ends_before_the_windows_is_each_sites_own() -> None:
+    """Guarantee: where a site's budget admits fewer windows than there are, another's may admit others."""
+    measurement = compile_plan(plan_of(COUNT))
+    assert state(measurement, budget_of(epsilon=5.0, delta=1e-5, horizon=YEAR), 1e-5).same_sites
+    assert not state(measurement, budget_of(epsilon=1000.0, delta=1e-5, horizon=YEAR), 1e-5).same_sites
 
 
 def test_the_promise_in_words() -> None:
@@ -299,7 +398,9 @@ def test_the_promise_in_words() -> None:
         f"Whoever sees everything that leaves this site in one window learns at most {said.window_site} about one u"
     )
     assert person == f"Seen at up to 3 sites, one u loses at most {said.window_person} in a window"
-    assert horizon.startswith(f"In any 365 days this plan's releases (53 windows) tell at most {said.horizon_site}; ")
+    assert horizon.startswith(
+        f"About what one u did in any 365 days this plan's releases (53 windows) tell at most {said.horizon_site}; "
+    )
     assert horizon.endswith(f"; those of 3 sites together, at most {said.horizon_person}")
     assert [seen for seen, _ in promises(said, plan, YEAR)] == [
         "one window, this site",
@@ -315,6 +416,7 @@ def test_an_event_is_named_as_the_weaker_promise_it_is() -> None:
     plan = parse_plan(text)
     words = in_words(state(compile_plan(plan), budget_of(epsilon=1e3, delta=1e-5, horizon=YEAR), 1e-5), plan, YEAR)
     assert "about one event." in words
+    assert "About one event in any 365 days" in words
     assert "not whose it was: a weaker promise" in words
     assert "discovered key" in in_words(
         state(compile_plan(discovering()), budget_of(epsilon=1e3, delta=1e-5, horizon=YEAR), 1e-5), discovering(), YEAR

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from cloud_collector.commands import CODES, coded, show, table_of, token
+from cloud_collector.commands import CODE_OF_CHECK, CODE_OF_VERIFY, CODES, coded, show, table_of, token
 from cloud_collector.fleet import fleet
 from cloud_collector.issuing import ca
 from cloud_collector.stores import backup, mark_restored, restore, verify
@@ -20,12 +20,13 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _CONFIG = click.option("--config", type=_FILE, required=True, help="The collector's config file.")
 
 
-@click.group(epilog=CODES)
+@click.group(epilog=CODES + CODE_OF_CHECK + CODE_OF_VERIFY, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edge-aggregator")
 def cli() -> None:
     """Collect noisy summaries from edge agents and answer analysts."""
 
 
-@cli.command()
+@cli.command(epilog=CODES)
 @click.argument("config", type=_FILE)
 def serve(config: Path) -> None:
     """Run the collector of CONFIG until SIGTERM or Ctrl-C; its events go to standard error as JSON lines."""
@@ -59,7 +60,7 @@ def plans() -> None:
     """Register and list the plans whose releases are taken."""
 
 
-@plans.command("add")
+@plans.command("add", epilog=CODES)
 @click.argument("plan", type=_FILE)
 @click.option("--node", "nodes", multiple=True, help="An agent that is expected to report; give it once for each.")
 @click.option("--tenant", default="default", show_default=True, help="Whose plan it is.")
@@ -74,7 +75,7 @@ def add_plan(plan: Path, nodes: tuple[str, ...], tenant: str, config: Path) -> N
         click.echo(f"registered {added.plan.name} version {added.plan.version}, {added.hash.hex()[:12]}")
 
 
-@plans.command("list")
+@plans.command("list", epilog=CODES)
 @_CONFIG
 def list_plans(config: Path) -> None:
     """List the registered plans."""

@@ -3,12 +3,14 @@
 Place: after the service has read the call and before the landing; whatever comes out has been checked against its plan.
 Invariants: a release that its sender may not have made is refused before anything else is said of it; any bytes give an
 :class:`Admitted` or :class:`Refused`, nothing else; checks run cheapest first (size and sha256, plan, shape, and only
-then the payload), so the work is bounded by the plan; a refusal is a code and carries nothing out of the release.
+then the payload), so the work is bounded by the plan; a refusal is a code and carries nothing out of the release; no
+release is of a window that nobody can have lived through, for what is kept is kept for ever.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cloud_collector.payload import Values, fits_rows, open_payload, shape_of
@@ -20,8 +22,13 @@ from edge_agg.contract.release import Release, Sealed, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from edge_agg.contract.plan import Plan, PlanHash
+
+
+MOST_AHEAD = timedelta(days=2)
+"""How far from now a window may begin: an agent takes events of the next day, and a drain closes windows early."""
 
 
 class Refused(Exception):
@@ -48,6 +55,7 @@ def admit(
     payload: bytes,
     lookup: Callable[[PlanHash], Plan | None],
     sends_for: Callable[[str, str], bool],
+    now: datetime,
 ) -> Admitted:
     """Check a release that a caller sent.
 
@@ -56,9 +64,10 @@ def admit(
         payload: the payload's bytes as they came.
         lookup: the registered plan of a hash, among those of the caller's tenant.
         sends_for: whether the caller is this tenant's agent of this name.
+        now: the time in UTC.
 
     Raises:
-        Refused: MALFORMED, IDENTITY_MISMATCH, PLAN_UNKNOWN or PLAN_MISMATCH.
+        Refused: MALFORMED, IDENTITY_MISMATCH, PLAN_UNKNOWN, PLAN_MISMATCH or WINDOW_AHEAD.
     """
     try:
         release, sealed = codec.open_sealed(header, payload)
@@ -71,6 +80,8 @@ def admit(
         raise Refused(Refusal.PLAN_UNKNOWN)
     if not (_fits_identity(release, plan) and _fits_grid(release, plan) and _fits_shape(release, plan)):
         raise Refused(Refusal.PLAN_MISMATCH)
+    if release.window_start > now + MOST_AHEAD:
+        raise Refused(Refusal.WINDOW_AHEAD)
     try:
         values = open_payload(release, sealed.payload, plan)
     except MalformedRelease:

@@ -1,8 +1,9 @@
 """Who should have reported, and the answer that lists what became of each of their windows.
 
 Place: between the query room, which knows the plan, and the coverage of its buckets.
-Invariants: who was named is expected from the window on that they were named for; where nobody was, whoever reported is
-expected from their first window on; every pair of node and window that is expected is counted under one standing.
+Invariants: who was named is expected from the window on that they were named for; where nobody is, whoever reported is
+expected from their first window on; a span that has ended names nobody; every pair of node and window that is expected
+is counted under one standing.
 """
 
 from __future__ import annotations
@@ -87,8 +88,13 @@ class Roster:
     def of(cls, asked: Asked, registered: RegisteredPlan, rows: Rows | Rolled, absences: Absences) -> Self:
         """Find out; raises QuestionInvalid."""
         seen = rows.seen()
-        expected = _expected(registered, seen, absences)
-        grid = Grid.of(asked, [first for _, first, _ in seen], [last for _, _, last in seen])
+        reported = {node: first for node, first, _ in seen}
+        if absences.retired_us is not None and not registered.nodes:  # whoever was silent since is in the landing alone
+            reported |= absences.facts.reported()
+        expected = expected_of(registered, reported, absences.facts.named)
+        grid = Grid.of(
+            asked, [first for _, first, _ in seen], [last for _, _, last in seen], now_us=absences.due.now_us
+        )
         nodes = asked.select_nodes({*expected, *(node for node, _, _ in seen)})
         return cls(grid=grid, nodes=nodes, expected=expected, rows=rows, absences=absences)
 
@@ -129,15 +135,21 @@ def attended(asked: Asked, roster: Roster, absences: Absences) -> pa.Table:
     return pa.table(arrays, schema=pa.schema(fields, metadata=named))
 
 
-def _expected(
-    registered: RegisteredPlan, seen: Sequence[tuple[Node, int, int]], absences: Absences
+def expected_of(
+    registered: RegisteredPlan, reported: Mapping[Node, int], told: Mapping[Node, tuple[int, int]]
 ) -> dict[Node, tuple[int, int]]:
-    """From when until when each node is expected."""
+    """From when until when each node is expected; `roll_call.py` says the same in SQL.
+
+    Args:
+        registered: the plan, and the nodes that it is registered with.
+        reported: each node that ever reported, with its first window's start, in microseconds since 1970.
+        told: from when until when somebody said that nodes are expected. A span that has an end names nobody.
+    """
+    told = {node: span for node, span in told.items() if node[0] == registered.tenant}
+    if not registered.nodes and all(until != END for _, until in told.values()):
+        return {node: (first, END) for node, first in reported.items()} | told
     by_name: dict[str, list[Node]] = {}
-    for node, _, _ in seen if registered.nodes else ():
+    for node in reported if registered.nodes else ():
         by_name.setdefault(shown(node, registered.tenant), []).append(node)
-    named = {
-        node: (BEGINNING, END) for name in registered.nodes for node in by_name.get(name, [(registered.tenant, name)])
-    }
-    named |= {node: span for node, span in absences.facts.named.items() if node[0] == registered.tenant}
-    return named or {node: (first, END) for node, first, _ in seen}
+    named = [node for name in registered.nodes for node in by_name.get(name, [(registered.tenant, name)])]
+    return dict.fromkeys(named, (BEGINNING, END)) | told

@@ -40,16 +40,32 @@ class Caller:
     """The names of the plans an analyst may ask about; all of the tenant's if None."""
     serial: int | None = None
     """Of the certificate, if there was one."""
+    fingerprints: tuple[str, ...] = ()
+    """sha256 of that certificate in hex, in every form that it can be written in."""
     ends: datetime | None = None
     """When that certificate does."""
 
     @classmethod
     def of(
-        cls, spiffe_id: SpiffeId, *, serial: int, ends: datetime | None = None, plans: frozenset[str] | None = None
+        cls,
+        spiffe_id: SpiffeId,
+        *,
+        serial: int,
+        fingerprints: tuple[str, ...] = (),
+        ends: datetime | None = None,
+        plans: frozenset[str] | None = None,
     ) -> Caller:
         """The caller that a certificate names; an agent may ask about nothing, whatever the plans."""
         kind = Kind.ANALYST if spiffe_id.analyst else Kind.AGENT
-        return cls(kind=kind, tenant=spiffe_id.tenant, name=spiffe_id.name, serial=serial, ends=ends, plans=plans)
+        return cls(
+            kind=kind,
+            tenant=spiffe_id.tenant,
+            name=spiffe_id.name,
+            serial=serial,
+            fingerprints=fingerprints,
+            ends=ends,
+            plans=plans,
+        )
 
     def sends_for(self, tenant: str, agent: str) -> bool:
         """Whether a release that claims this tenant and agent may be theirs."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -168,23 +168,25 @@ class Client:
             every: the length of a time bucket, a multiple of the plan's window ("28d"); one bucket when absent.
             where: partition -> the keys to keep; of a discovered one, any text.
             start: the first instant; the earliest window that landed when absent.
-            end: the first instant after; the end of the latest window that landed when absent.
+            end: the first instant after; when absent, the end of the latest window that landed, at most of the one that
+                now lies in.
             version: of the plan; the newest when absent.
             confidence: the probability that an interval covers the truth of the bounded data.
 
         Returns:
             One row a bucket and group, sorted: start, end, the `by` columns, value, lo, hi (null where nothing was
             released), nodes_reporting, nodes_expected, windows_reporting, windows_expected; absent, a struct that
-            counts what is missing by reason, as :meth:`coverage` names them, and "suppressed"; and status: "complete",
-            or the most frequent reason. A histogram has a row a bin, between `bin_lower` and `bin_upper`; quantiles
-            have a row for each `quantile` of the plan.
+            counts what is missing by reason, as :meth:`coverage` names them, and "suppressed"; status: "complete", or
+            the most frequent reason; and note, which says what the numbers leave out. A histogram has a row a bin,
+            between `bin_lower` and `bin_upper`; quantiles have a row for each `quantile` of the plan.
 
             Values are noisy and may be negative; they add up without bias. A value alone is null where noise leaves
             nothing to divide by. An interval covers the noise alone: bias from clipping and bounding is not in it. A
             quantile's interval is made of whole bins.
 
             Where keys are discovered, a window that lacks a key is "suppressed" there: too few units had it. A sum over
-            keys adds up what was released, so it leaves out the suppressed ones.
+            keys adds up what was released, so it leaves out the suppressed ones, and counts a window as suppressed for
+            each key that it lacks of those that the range holds or `where` names.
 
         Raises:
             QuestionInvalid: fix what the text names.
@@ -228,7 +230,8 @@ class Client:
                 each window; one bucket when absent.
             nodes: these only.
             start: the first instant; the earliest window that landed when absent.
-            end: the first instant after; the end of the latest window that landed when absent.
+            end: the first instant after; when absent, the end of the latest window that landed, at most of the one that
+                now lies in.
             version: of the plan; the newest when absent.
 
         Returns:
@@ -261,8 +264,11 @@ class Client:
             raise _mapped(error) from None
         with pa.ipc.open_stream(stream) as reader:
             frame = pl.from_arrow(reader.read_all())
+            note = (reader.schema.metadata or {}).get(b"note")
         assert isinstance(frame, pl.DataFrame)
-        return frame
+        if note is None or "note" in frame.columns:  # a partition may have the name
+            return frame
+        return frame.with_columns(note=pl.lit(note.decode()))
 
     def close(self) -> None:
         """Hang up; safe to call twice."""
@@ -317,10 +323,9 @@ def _filter(column: str, values: str | Sequence[str]) -> pb.Filter:
 
 def _length_us(every: str) -> int:
     try:
-        length = parse_duration(every)
+        return parse_duration(every) // timedelta(microseconds=1)
     except ValueError as error:
         raise QuestionInvalid(f"every: {error}") from None
-    return to_us(datetime(1970, 1, 1, tzinfo=UTC) + length)
 
 
 def _moment_us(name: str, moment: Moment) -> int:
@@ -329,6 +334,8 @@ def _moment_us(name: str, moment: Moment) -> int:
             moment = datetime.fromisoformat(moment)
         except ValueError:
             raise QuestionInvalid(f"{name}: text must be ISO 8601, for example 2013-01-07") from None
+    if not isinstance(moment, date):
+        raise QuestionInvalid(f"{name}: must be a date, a datetime, or text, for example 2013-01-07") from None
     if not isinstance(moment, datetime):
         moment = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
     return to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
@@ -339,6 +346,8 @@ def _mapped(error: grpc.RpcError) -> CollectorError:
     refusals = [str(one.value) for one in error.trailing_metadata() or () if one.key == REFUSAL_KEY]
     if Refusal.STORE_FAILED in refusals:
         return StoreFailed("the collector's disk failed: tell the people who run it")
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and Refusal.OVERLOADED not in refusals:
+        return QuestionInvalid("the question is larger than the collector takes")  # gRPC's own limit has this code too
     gone = CollectorUnreachable("the collector went away: start it with `cloud-collector serve`, then connect again")
     slow = CollectorUnreachable("no answer in time: ask for less, or connect with a longer timeout_s")
     known: dict[grpc.StatusCode, CollectorError] = {

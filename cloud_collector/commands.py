@@ -30,6 +30,10 @@ Exit codes:
   5  the store failed: look at the disk
   6  a store does not take part now, as a server that is down: try again
 """
+CODE_OF_CHECK = "  4  fleet --check: somebody is fenced, lost or offline\n"
+DIFFERS = 8
+"""What `verify` ends with; a code of its own, for 1 is whatever went wrong while it looked."""
+CODE_OF_VERIFY = f"  {DIFFERS}  verify: the stores differ\n"
 _CONFIG = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -61,9 +65,11 @@ def issue_token(name: str, tenant: str, plans: tuple[str, ...], days: int, confi
         from cloud_collector.tokens import Tokens
 
         now, told = datetime.now(UTC), settings.load(config)
+        known = {
+            one.plan.name for one in registry(told).list(tenant)
+        }  # first: it may fail, and a token is printed once
         with contextlib.closing(Tokens(told.tokens_path)) as tokens:
             given = tokens.issue(tenant, name, plans=plans or None, now=now, ends=now + timedelta(days=days))
-        known = {one.plan.name for one in registry(told).list(tenant)}
         for plan in sorted(set(plans) - known):
             click.echo(f"note: no plan of {tenant} is registered as {plan!r} yet", err=True)
         click.echo(given[1])

@@ -38,7 +38,10 @@ class Facts(Protocol):
 
     @property
     def named(self) -> Mapping[Node, tuple[int, int]]:
-        """Those that somebody expects by name: from when until when."""
+        """Those of whom somebody said from when until when they are expected."""
+
+    def reported(self) -> Mapping[Node, int]:
+        """All that ever reported, with their first window's start, kept or not. It costs something for each."""
 
     def of(self, nodes: Collection[Node]) -> Mapping[Node, Known]:
         """What is known of some; one of which nothing is known may be left out. It costs something for each."""
@@ -54,6 +57,10 @@ class Told:
     def named(self) -> Mapping[Node, tuple[int, int]]:
         """Those of which it is known."""
         return {node: (known.since_us, known.until_us) for node, known in self.known.items() if known.named}
+
+    def reported(self) -> Mapping[Node, int]:
+        """It is not known of any."""
+        return {}
 
     def of(self, nodes: Collection[Node]) -> Mapping[Node, Known]:
         """All of it."""
@@ -73,6 +80,7 @@ class Absences:
     def counted(self, known: Known, start: int, end: int, present: Sequence[int]) -> Counter[str]:
         """What became of the windows of a range that are not here, of a node of which this is known."""
         kept = start if self.retired_us is None else min(max(start, self.retired_us), end)
+        kept = start + -(-(kept - start) // self.due.window_us) * self.due.window_us  # a day may begin within a window
         gone = (kept - start) // self.due.window_us - sum(start <= one < kept for one in present)
         found: Counter[str] = Counter({EXPIRED: gone} if gone > 0 else {})
         found.update({str(what): n for what, n in counted(present, kept, end, known, self.due).items()})

@@ -1,8 +1,9 @@
 """The enrollment door: a device's first certificate for a one-time token, later ones for the one that it has.
 
 Place: beside the doors for releases and questions; the gate has said who calls, the authority keeps the keys.
-Invariants: whose certificate it will be stands in the token's row or on record for the present certificate, never in
-the request; every failure of a token looks the same; what is issued is on record before it leaves.
+Invariants: whose certificate it will be stands in the token's row or on record for the present certificate, by its
+fingerprint (another authority may have used its serial too), never in the request; every failure of a token looks the
+same; what is issued is on record before it leaves.
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ class EnrollmentService(EnrollmentServiceServicer):
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:  # noqa: N802  # as above
         """Issue the next certificate of the caller's identity."""
         async with self._door.opened("Renew", context):
-            serial = caller().serial
+            serial, prints = caller().serial, caller().fingerprints
             if serial is None:  # a local caller has no certificate to renew
                 raise Refused(Refusal.ENROLLMENT_REFUSED)
-            chain = await self._door.work(self._issue, "renew", lambda one: one.renew(serial, request.csr))
+            chain = await self._door.work(self._issue, "renew", lambda one: one.renew(serial, request.csr, prints))
             return pb.RenewResponse(chain=chain, anchors=await self._door.work(self._trust))
         raise AssertionError  # as above
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloud_collector.commands import CODES, coded, show, table_of
+from cloud_collector.commands import CODE_OF_CHECK, CODES, coded, show, table_of
 from cloud_collector.expecting import expect, landing_of, unexpect
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _REASON = click.option("--reason", required=True, help="Why; it stands in the au
 _WHO = click.option("--by", "who", default=getpass.getuser, show_default="your login", help="Who decided.")
 
 
-@click.group(invoke_without_command=True, epilog=CODES + "  4  fleet --check: somebody is fenced, lost or offline\n")
+@click.group(invoke_without_command=True, epilog=CODES + CODE_OF_CHECK)
 @click.option("--config", type=_FILE, help="The collector's config file.")
 @click.option("--tenant", help="Of this tenant only.")
 @click.option("--plan", help="Of this plan only.")
@@ -74,6 +74,7 @@ def fleet(
 
         registry = shared_plans.registry(told)
         wanted = overview.Wanted(until=None if until is None else until.replace(tzinfo=UTC), **about)
+        overview.require_there(landing, registry.list(), wanted)
 
         def look() -> overview.Overview:
             return overview.look(landing, registry.list(), wanted, now=datetime.now(UTC), grace=told.grace)

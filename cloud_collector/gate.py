@@ -3,11 +3,12 @@
 Place: step 9 of an event's path, before the service; what it found out travels beside the call as :func:`caller`.
 Invariants: an identity is a certificate's one SPIFFE id or a token's row, never a word of the request; a method that
 ALLOWED does not name is for nobody but local callers; the certificate's end, the list of what is denied and the token
-are looked at in every call, whatever the connection's age.
+are looked at in every call, whatever the connection's age; an answer that is not read in time is let go of.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import secrets
@@ -29,7 +30,7 @@ from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
 from edge_agg.contract.spiffe import SpiffeId
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from datetime import datetime
 
     from cloud_collector.denied import DenyList
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 PUSHBACK_MS = (200, 1000)
 """The least and most that an overloaded collector asks its callers to wait; each is told a random time between."""
+HAND_OUT_S = 60.0
+"""How long a caller may take to read one answer, in all, while it counts as in work."""
 _ANYBODY = frozenset({Kind.AGENT, Kind.ANALYST, Kind.STRANGER})
 ALLOWED: dict[str, frozenset[Kind]] = {
     "/edge_agg.contract.v1.CollectorService/PushReleases": frozenset({Kind.AGENT}),
@@ -57,6 +60,9 @@ ALLOWED: dict[str, frozenset[Kind]] = {
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset({Kind.ANALYST}),
 }
 """Who may call what, over TLS; local callers may call everything."""
+MAX_CHAIN_BYTES = 16 * 1024
+MAX_CHAIN = 8
+"""Certificates in PEM that a caller may show, their own among them; TLS itself takes six times as much."""
 _caller: ContextVar[Caller] = ContextVar("caller")
 
 
@@ -82,7 +88,9 @@ class _Shown:
     begins: datetime
     ends: datetime
     fingerprints: tuple[str, ...]
-    """sha256 in hex, of every form: its own, then those of the issuers that came with it."""
+    """sha256 of the certificate in hex, of every form."""
+    of_issuers: tuple[str, ...]
+    """The same of the issuers that came with it."""
 
 
 class Identification:
@@ -122,15 +130,17 @@ class Identification:
         return found
 
     def _certified(self, certificate: bytes, chain: bytes) -> Caller:
-        shown = _shown(certificate, chain)
+        long = len(certificate) + len(chain) > MAX_CHAIN_BYTES or chain.count(b"-----BEGIN") > MAX_CHAIN
+        shown = None if long else _shown(certificate, chain)  # what is kept of callers is bounded in bytes
         if shown is not None:
             name_caller(shown.text)
         if shown is None or shown.id.domain != self._domain or not shown.begins <= self._now() < shown.ends:
             raise Refused(Refusal.UNAUTHENTICATED)
-        if self._denied.denies(serial=shown.serial, spiffe_id=shown.text, fingerprints=shown.fingerprints):
+        prints = shown.fingerprints + shown.of_issuers
+        if self._denied.denies(serial=shown.serial, spiffe_id=shown.text, fingerprints=prints):
             raise Refused(Refusal.REVOKED)
         plans = self._scopes.plans(shown.id.tenant, shown.id.name) if shown.id.analyst else None
-        return Caller.of(shown.id, serial=shown.serial, ends=shown.ends, plans=plans)
+        return Caller.of(shown.id, serial=shown.serial, fingerprints=shown.fingerprints, ends=shown.ends, plans=plans)
 
 
 @lru_cache(maxsize=4096)
@@ -150,7 +160,8 @@ def _shown(certificate: bytes, chain: bytes) -> _Shown | None:
         serial=own.serial_number,
         begins=own.not_valid_before_utc,
         ends=own.not_valid_after_utc,
-        fingerprints=tuple(form for one in (own, *issuers) for form in fingerprints(one)),
+        fingerprints=fingerprints(own),
+        of_issuers=tuple(form for one in issuers for form in fingerprints(one)),
     )
 
 
@@ -209,8 +220,7 @@ def _guarded(handler: Handler, method: str, enter: Callable[[str, Context], Awai
             await inner(request, context)
             return
         async with contextlib.aclosing(inner(request, context)) as parts:
-            async for part in parts:
-                await context.write(part)
+            await _hand_out(method, parts, context)
 
     made = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -223,6 +233,23 @@ def _guarded(handler: Handler, method: str, enter: Callable[[str, Context], Awai
         body, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
     )
     return guarded
+
+
+async def _hand_out(method: str, parts: AsyncGenerator[Any, None], context: Context) -> None:
+    """Send an answer's parts; a caller who does not read them in time keeps the stream, but no place of others'."""
+    left, loop = HAND_OUT_S, asyncio.get_running_loop()
+    async for part in parts:
+        began, writing = loop.time(), asyncio.ensure_future(context.write(part))
+        try:
+            sent, _ = await asyncio.wait({writing}, timeout=left)
+            if not sent:
+                await parts.aclose()
+            await writing  # a call takes no status before that: whoever never reads hears none, and ends with age
+            if not sent:
+                await refuse(method, context, Refusal.OVERLOADED)
+        finally:
+            writing.cancel()
+        left -= loop.time() - began
 
 
 async def refuse(method: str, context: Context, refusal: Refusal) -> None:

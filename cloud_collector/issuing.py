@@ -52,7 +52,7 @@ def init(folder: Path, trust_domain: str, passphrase_file: Path | None, root_pas
         Authority.init(folder, trust_domain, now=datetime.now(UTC), unlock=unlock)
         with Authority.opened(folder) as authority:
             click.echo(f"sha256 of the root: {authority.fingerprint}")
-        click.echo(f"now move {folder / 'root.key'} to a safe place; only `ca renew --issuer` needs it")
+        click.echo(f"now move {folder / 'root.key'} to a safe place; only `ca renew {folder} --issuer` needs it")
 
 
 @ca.command()
@@ -153,16 +153,32 @@ def protect(
 @_FOLDER
 @click.argument("target")
 def revoke(folder: Path, target: str) -> None:
-    """Deny TARGET for good: a serial in hex, or a SPIFFE id, which means all its certificates and tokens so far."""
+    """Deny TARGET for good: a serial in hex, or a SPIFFE id, all of whose certificates so far are meant.
+
+    One-time tokens that are out for the id are used up. An analyst's bearer tokens stay: see `token revoke`.
+    """
     with _authority(folder) as authority:
+        from cloud_collector.authority.denylist import by_subject
+
         if target.startswith("spiffe://"):
             denied = authority.revoke(subject=target)
         else:
             denied = authority.revoke(serial=_hex(target))
-        for one in denied:
-            click.echo(f"denied {one.serial:x} {one.subject}")
+        if by_subject(denied):
+            last = day(max(one.ends for one in denied))
+            click.echo(
+                f"denied {target}: {len(denied)} certificates, and whatever else bears this name, to be enrolled or not"
+            )
+            click.echo(
+                f"to let the name in again, delete its line from denied.txt, not before the last of them ends: {last}"
+            )
+        else:
+            for one in denied:
+                click.echo(f"denied {one.serial:x} {one.subject}")
         if not denied:
             click.echo("no certificate of it was still valid")
+        if any(one.kind == "analyst" for one in denied):
+            click.echo("bearer tokens of an analyst stay; `cloud-collector token revoke` ends them", err=True)
         click.echo(f"the collector's denied_file must be {folder / 'denied.txt'}, or a copy of it", err=True)
 
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from cloud_collector.absence import Due, Standing
+from cloud_collector.errors import ConfigInvalid
 from cloud_collector.question import window_us
 from cloud_collector.roll_call import ORDER, Ask
 from edge_agg.contract.codec import from_us, to_us
@@ -97,6 +98,26 @@ def look(
     lines.sort(key=lambda line: (*_worse(line.called.counts, line.called.fenced), line.tenant, line.plan))
     agents.sort(key=lambda line: (*_worse(line.present.counts, line.present.fence is not None), line.present.agent))
     return Overview(now=now, plans=lines, agents=agents[: wanted.worst])
+
+
+def require_there(landing: Landing, plans: Iterable[RegisteredPlan], wanted: Wanted) -> None:
+    """Refuse what names nothing that there is, for nothing is well in a name that was mistyped.
+
+    Raises:
+        ConfigInvalid: no plan is of that tenant and name, or nobody expects the agent or ever heard of it.
+        StoreFailed: the landing cannot be read.
+    """
+    found = [one for one in plans if wanted.tenant in {None, one.tenant} and wanted.plan in {None, one.plan.name}]
+    if not found and (wanted.tenant is not None or wanted.plan is not None):
+        raise ConfigInvalid("no plan of this tenant and name is registered: look at the name, or at `plans list`")
+    if wanted.agent is None or any(wanted.agent in one.nodes for one in found):
+        return
+    about = {(one.tenant, one.plan.name) for one in found}
+    told = landing.expected(wanted.tenant, wanted.plan)
+    if any(one.agent == wanted.agent and (one.tenant, one.plan) in about for one in told):
+        return
+    if not any(one.tenant in {tenant for tenant, _ in about} for one in landing.agents(wanted.tenant, wanted.agent)):
+        raise ConfigInvalid("nobody expects an agent of this name, and none ever reported: look at the name")
 
 
 def badness(counts: Mapping[Standing, int], *, fenced: int) -> tuple[int, int, int]:

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 100_000
 """Rows of one answer; a question that asks for more is refused before it is worked on."""
-NOTE = "an interval covers the noise alone: bias from clipping and bounding is not in it"
-NOTE_DISCOVERED = "; a sum over discovered keys adds up released ones only and leaves out those that were suppressed"
+NOTE = "lo .. hi cover noise, not bias"
+NOTE_DISCOVERED = "sum of released keys only; "
 _TIME = pa.timestamp("us", tz="UTC")
 _US = timedelta(microseconds=1)
 
@@ -98,7 +98,7 @@ class Query:
 
         Args:
             question: names a metric of a registered plan; `start_us` and `end_us` lie on the plan's windows and default
-                to the earliest and latest that landed.
+                to the earliest and latest that landed, the latest at most the one that now lies in.
             asker: whose plans and rows there are.
 
         Returns:
@@ -185,7 +185,7 @@ def _answer(asked: Asked, registered: RegisteredPlan, rows: Rows | Rolled, absen
     roster = Roster.of(asked, registered, rows, absences)
     grid, nodes = roster.grid, roster.nodes
     _check_size(asked, grid, nodes)
-    if asked.discovered in asked.question.by:
+    if asked.discovered is not None:
         asked = asked.found(rows.keys(asked, nodes, grid))
         _check_size(asked, grid, nodes)
     held = rows.held(asked, nodes, grid)
@@ -231,8 +231,8 @@ class _Behind:
         named = [part for column, part in zip(by, key, strict=True) if column in {"node", asked.discovered}]
         held = self._held.get((bucket, *named), Held())
         lacking = whole.windows_reporting - held.windows
-        if asked.discovered not in by and asked.wanted is not None:
-            lacking = len(asked.wanted) * whole.windows_reporting - held.keyed
+        if asked.discovered not in by:
+            lacking = max(1, len(asked.keys[asked.discovered])) * whole.windows_reporting - held.keyed
         return whole.narrowed(nodes=held.nodes, windows=held.windows, lacking=lacking).row
 
 
@@ -261,7 +261,7 @@ def _schema(asked: Asked) -> pa.Schema:
     fields += [(name, pa.float64()) for name in (*estimate.columns(asked.metric), "value", "lo", "hi")]
     fields += [(name, pa.int64()) for name in COVERAGE]
     about = {"plan": asked.plan.name, "version": str(asked.plan.version), "metric": asked.metric.name}
-    note = NOTE if asked.discovered is None else NOTE + NOTE_DISCOVERED
+    note = NOTE if asked.discovered in {None, *asked.question.by} else NOTE_DISCOVERED + NOTE
     about |= {"confidence": str(asked.question.confidence), "note": note}
     return pa.schema([*fields, ("absent", ABSENT), ("status", pa.string())], metadata=about)
 

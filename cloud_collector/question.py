@@ -157,15 +157,26 @@ class Grid:
     """The start of the bucket that `start` lies in."""
 
     @classmethod
-    def of(cls, asked: Asked, firsts: Sequence[int], lasts: Sequence[int]) -> Grid:
-        """Cut the question's range, by default what landed, into buckets; raises QuestionInvalid."""
+    def of(cls, asked: Asked, firsts: Sequence[int], lasts: Sequence[int], *, now_us: int) -> Grid:
+        """Cut the question's range, by default what landed up to the window of now, into buckets.
+
+        Args:
+            asked: the question.
+            firsts: the start of each node's first window.
+            lasts: the end of each node's last one; a clock that was wrong may have put it into the future.
+            now_us: the moment of the question.
+
+        Raises:
+            QuestionInvalid: the range is not on the plan's windows, or ends before it starts.
+        """
         question, window = asked.question, window_us(asked.plan)
         for name, moment in (("start", question.start_us), ("end", question.end_us)):
             require(moment is None or _is_moment(moment), f"{name}: must lie in the years 1 to 9999")
             on_grid = moment is None or (moment - _ORIGIN_US) % window == 0
             require(on_grid, f"{name}: must lie on the plan's windows, {asked.plan.window.every} from 1970-01-05")
         start = question.start_us if question.start_us is not None else min(firsts, default=question.end_us or 0)
-        end = question.end_us if question.end_us is not None else max(max(lasts, default=start), start)
+        latest = min(max(lasts, default=start), window_end_us(asked.plan, now_us))
+        end = question.end_us if question.end_us is not None else max(latest, start)
         require(start < end or None in {question.start_us, question.end_us}, "end: must lie after start")
         if question.every_us is None:
             return cls(start=start, end=end, window=window, every=max(end - start, window), first=start)
@@ -189,6 +200,11 @@ class Grid:
 def window_us(plan: Plan) -> int:
     """The plan's window in microseconds."""
     return plan.every // timedelta(microseconds=1)
+
+
+def window_end_us(plan: Plan, us: int) -> int:
+    """The end of the plan's window that a moment lies in."""
+    return us + window_us(plan) - (us - _ORIGIN_US) % window_us(plan)
 
 
 def _is_moment(us: int) -> bool:

@@ -168,6 +168,9 @@ _FIRST = (
     "FROM agents WHERE tenant = :tenant"
 )
 _REPORTED = "EXISTS (SELECT 1 FROM releases WHERE releases.agent = no AND plan = :plan)"
+_SOMEBODY = (  # is named; a span that has an end names nobody
+    "(EXISTS (SELECT 1 FROM json_each(:nodes)) OR EXISTS (SELECT 1 FROM named WHERE until_us = :ever))"
+)
 _WORST = "CASE WHEN fence IS NULL THEN 1 ELSE 0 END, lost + offline DESC, late DESC, vetoed + exhausted DESC, agent"
 _SUMS = ", ".join(f"CAST(coalesce(sum({one.value}), 0) AS BIGINT)" for one in ORDER)
 _ROLL = f"""
@@ -178,11 +181,12 @@ WITH named (agent, since_us, until_us) AS MATERIALIZED (
 ), everybody (agent, since_us, until_us, named) AS (
   SELECT agent, since_us, until_us, 1 FROM named
   UNION ALL
-  SELECT agent, (SELECT min(window_start_us) FROM releases WHERE releases.agent = no AND plan = :plan), :ever, 0
-  FROM agents WHERE tenant = :tenant AND NOT EXISTS (SELECT 1 FROM named) AND {_REPORTED}
+  SELECT agents.agent, (SELECT min(window_start_us) FROM releases WHERE releases.agent = no AND plan = :plan), :ever, 0
+  FROM agents LEFT JOIN named ON named.agent = agents.agent
+  WHERE tenant = :tenant AND named.agent IS NULL AND NOT {_SOMEBODY} AND {_REPORTED}
   UNION ALL
   SELECT agents.agent, :far, :ever, 2 FROM agents LEFT JOIN named ON named.agent = agents.agent
-  WHERE tenant = :tenant AND named.agent IS NULL AND EXISTS (SELECT 1 FROM named) AND {_REPORTED}
+  WHERE tenant = :tenant AND named.agent IS NULL AND {_SOMEBODY} AND {_REPORTED}
 ), who AS (
   SELECT everybody.agent AS agent, named, coalesce(agents.no, -1) AS no, heard_us,
     certificate_ends_us AS ends_us, reason AS fence,

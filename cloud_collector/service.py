@@ -8,16 +8,19 @@ Invariants:
 - A receipt says accepted or duplicate only after the landing's commit.
 - What is refused is refused by the contract's table: a code, a constant text, a status; never words of the caller's.
 - An exception that nobody foresaw leaves as INTERNAL and a random id; its text stays inside (promise A6).
-- The calls in work are bounded; one more is refused with a pushback (promise B7).
+- The calls in work are bounded, those of one caller more narrowly; one more is refused with a pushback (promise B7).
+- What waits for a thread is a call that somebody still waits for: the bytes of one that was cancelled are let go.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
+from datetime import UTC, datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
@@ -40,7 +43,7 @@ from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceServicer
 from edge_agg.contract.v1.query_pb2_grpc import QueryServiceServicer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
     from typing import Any
 
     from cloud_collector.admission import Admitted
@@ -105,18 +108,27 @@ _STANDINGS = {
 
 
 class Door:
-    """What calls of one kind share: how many may be in work, their threads, and what leaves when one fails."""
+    """What calls of one kind share: how many may be in work, their threads, and what leaves when one fails.
+
+    One agent or analyst may have a quarter of the calls in work; of strangers, the turnstile says how many.
+    """
 
     def __init__(self, *, max_calls: int, threads: int, store_failed: Callable[[], None]) -> None:
         self._max_calls = max_calls
+        self._max_of_one = max(1, max_calls // 4)
         self._in_work = 0
+        self._of_one: Counter[Hashable] = Counter()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="door")
+        self._free = asyncio.Semaphore(threads)
         self._store_failed = store_failed
 
     async def work(self, job: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a job in one of the door's threads."""
-        run = copy_context().run  # what the job says belongs to the call
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: run(job, *args))
+        """Run a job in one of the door's threads, once one is free: a pool's own queue forgets nobody who left."""
+        run, loop = copy_context().run, asyncio.get_running_loop()  # what the job says belongs to the call
+        await self._free.acquire()
+        done = self._pool.submit(lambda: run(job, *args))
+        done.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))  # not before: it may outlive us
+        return await asyncio.wrap_future(done)
 
     def close(self) -> None:
         """Wait for the jobs that run and drop those that wait."""
@@ -126,9 +138,12 @@ class Door:
     async def opened(self, method: str, context: Context) -> AsyncIterator[None]:
         """Let one call in and map whatever it raises; the body must not abort the context itself."""
         begin_request()
-        if self._in_work >= self._max_calls:
+        who = caller()
+        key = (who.kind, who.tenant, who.name)
+        crowded = who.tenant is not None and self._of_one[key] >= self._max_of_one
+        if crowded or self._in_work >= self._max_calls:
             await refuse(method, context, Refusal.OVERLOADED)
-        self._in_work += 1
+        self._count(key, 1)
         try:
             with metrics.timed_call(method), tracing.span(method):
                 yield
@@ -146,7 +161,13 @@ class Door:
         except Exception as error:  # noqa: BLE001  # the last line of promise A6: nothing unforeseen may leave
             await fail(method, context, type(error).__name__)
         finally:
-            self._in_work -= 1
+            self._count(key, -1)
+
+    def _count(self, key: Hashable, by: int) -> None:
+        self._in_work += by
+        self._of_one[key] += by
+        if not self._of_one[key]:
+            del self._of_one[key]
 
 
 class CollectorService(CollectorServiceServicer):
@@ -161,6 +182,7 @@ class CollectorService(CollectorServiceServicer):
         max_batch: int,
         max_queued: int = MAX_WAITING,
         contacts: Contacts | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._landing = landing
         self._contacts = Contacts() if contacts is None else contacts
@@ -168,6 +190,7 @@ class CollectorService(CollectorServiceServicer):
         self._lookup = lookup
         self._door = door
         self._max_batch = max_batch
+        self._now = now
 
     async def PushReleases(  # noqa: N802  # the contract's name
         self, request: collector_pb2.PushReleasesRequest, context: Context
@@ -202,10 +225,13 @@ class CollectorService(CollectorServiceServicer):
 
     def _admit_now(self, batch: Sequence[SealedRelease], sender: Caller) -> list[Admitted | Refusal]:
         judged: list[Admitted | Refusal] = []
-        lookup = cache(partial(self._lookup, tenant=sender.tenant))  # a batch is mostly of one plan: look once
+        lookup, now = (
+            cache(partial(self._lookup, tenant=sender.tenant)),
+            self._now(),
+        )  # a batch is mostly of one plan: look once
         for one in batch:
             try:
-                judged.append(admit(one.header, one.payload, lookup, sender.sends_for))
+                judged.append(admit(one.header, one.payload, lookup, sender.sends_for, now))
             except Refused as error:
                 judged.append(error.refusal)
         return judged
@@ -255,7 +281,9 @@ class QueryService(QueryServiceServicer):
         """Answer one question as one Arrow IPC stream, in pieces."""
         async with self._door.opened("Estimate", context):
             answer = await self._door.work(self._query.answer, request, caller())
-            for part in _chunks(answer):  # inside the door: a slow reader's answer counts as in work
+            for part in _chunks(
+                answer
+            ):  # inside the door: a slow reader's answer counts as in work, for as long as the gate gives it
                 yield query_pb2.EstimateResponse(arrow=part)
 
     async def Coverage(  # noqa: N802  # the contract's name

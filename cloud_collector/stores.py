@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloud_collector.commands import CODES, coded
+from cloud_collector.commands import CODE_OF_VERIFY, CODES, DIFFERS, coded
 
 if TYPE_CHECKING:
     from cloud_collector.config import Config
@@ -22,11 +22,11 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 _CONFIG = click.option("--config", type=_FILE, required=True, help="The collector's config file.")
 
 
-@click.command(epilog=CODES)
+@click.command(epilog=CODES + CODE_OF_VERIFY)
 @_CONFIG
 @click.pass_context
 def verify(context: click.Context, config: Path) -> None:
-    """Compare chains, landing, lake and roll-ups, and print what differs; exit code 1 if anything does."""
+    """Compare chains, landing, lake and roll-ups, and print what differs; exit code 8 if anything does."""
     found = 0
     with coded():
         from cloud_collector import config as settings
@@ -46,7 +46,7 @@ def verify(context: click.Context, config: Path) -> None:
                 click.echo(difference)
                 found += 1
         click.echo(f"{found} differences" if found else "all fits")
-    context.exit(1 if found else 0)
+    context.exit(DIFFERS if found else 0)
 
 
 @click.command(epilog=CODES)

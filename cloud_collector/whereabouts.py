@@ -41,6 +41,10 @@ _KNOWN = (
 _NAMED = (
     "SELECT tenant, agent, since_us, until_us FROM expected WHERE plan = :name AND tenant = coalesce(:tenant, tenant)"
 )
+_REPORTED = (
+    "SELECT tenant, agent, (SELECT min(window_start_us) FROM releases WHERE releases.agent = no AND plan = :plan) "
+    "FROM agents WHERE tenant = coalesce(:tenant, tenant)"
+)
 
 Node = tuple[str, str]
 """A tenant and an agent."""
@@ -61,7 +65,12 @@ class Whereabouts:
         self._plan = number_of_plan(db, plan_hash)  # the first statement: from here on the state is this one
         rows = db.execute(*worded(_NAMED, {"name": name, "tenant": tenant})).fetchall()
         self.named: dict[Node, tuple[int, int]] = {(of, agent): (since, until) for of, agent, since, until in rows}
-        """Agents that somebody expects by name: from when until when."""
+        """Agents of whom somebody said from when until when they are expected."""
+
+    def reported(self) -> dict[Node, int]:
+        """Agents that ever reported under the plan, with their first window's start; raises StoreFailed."""
+        rows = self._db.execute(*worded(_REPORTED, {"plan": self._plan, "tenant": self._tenant})).fetchall()
+        return {(tenant, agent): first for tenant, agent, first in rows if first is not None}
 
     def of(self, nodes: Collection[Node]) -> dict[Node, Known]:
         """What is known of some agents; raises StoreFailed."""

@@ -27,7 +27,7 @@ from edge_agg.identity.request import Request
 from edge_agg.telemetry import Event, watch
 from edge_agg.uplink import Uplink
 from edge_agg.wire import GrpcWire
-from tests.cloud_collector.fleet import DOMAIN, Fleet, pushed, refusal
+from tests.cloud_collector.fleet import DOMAIN, Fleet, aged, pushed, refusal
 from tests.cloud_collector.front import release
 from tests.fakes import FakeClock, FakeCollector, Row, settle, small_plan_text, write_config, write_events
 
@@ -191,10 +191,15 @@ def enrolled(fleet: Fleet, address: str, name: str = "identity") -> IdentityFile
     return files
 
 
+def grown(fleet: Fleet, name: str = "identity") -> IdentityFiles:
+    """A device's files in the second half of the certificate's life, before the agent renews it."""
+    return IdentityFiles.within(fleet.hand_out(name, fleet.holder("acme", "jfk", now=aged)))
+
+
 async def check_renewal(fleet: Fleet, name: str, said: list[tuple[Event, dict[str, Any]]]) -> None:
     said.clear()
     with fleet.serving() as served:
-        files = enrolled(fleet, served.open, name)
+        files = grown(fleet, name)
         credentials = Credentials(files)
         clock, key = FakeClock(datetime.now(UTC)), files.key.read_bytes()
         renewal = Renewal(address=served.address, credentials=credentials, clock=clock, jitter=lambda: 0.5)
@@ -240,7 +245,7 @@ def test_a_fleet_follows_a_change_of_the_root(fleet: Fleet) -> None:
     async def go() -> None:
         roots = fleet.pki / "root.pem"
         with fleet.serving(ca_file=roots) as served:
-            files, late = enrolled(fleet, served.open), fleet.holder("acme", "jfk")
+            files, late = grown(fleet), fleet.holder("acme", "jfk")
             credentials = Credentials(files)
             wire = GrpcWire(served.address, deadline_s=10, credentials=credentials)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,9 @@ from cloud_collector import connect
 from edge_agg.config import load_plan
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.vectors import plan_vectors
-from examples.flights.events import COLUMNS, write_events
+from examples.flights import demo
+from examples.flights.chart import band_chart
+from examples.flights.events import COLUMNS, flights, write_events
 from examples.flights.site import PLAN, collector, lay_out, run_agents
 from examples.flights.truth import bounded_truth
 from tests.wiretap import Wiretap
@@ -157,6 +159,26 @@ def test_the_quickstart_notebook_runs(job: Job, monkeypatch: pytest.MonkeyPatch)
     NotebookClient(book, timeout=120).execute()
     shown = [cell.outputs for cell in book.cells if cell.cell_type == "code" and cell.outputs]
     assert len(shown) >= 5
+
+
+@pytest.mark.slow
+def test_the_demo_drops_no_flight() -> None:
+    """Every flight of the package lies in the history that the demo's agents are told of; mutant: it ends with 2013."""
+    moments = flights()["time_hour"].dt.date()
+    assert demo.START <= moments.min() <= moments.max() < demo.END  # type: ignore[operator]  # there are flights
+
+
+def test_a_chart_breaks_where_nothing_was_released() -> None:
+    """A week without a value is in the chart's data, so that no line is drawn across it; its days are those of UTC.
+
+    Mutant: such weeks are left out, and the line goes on.
+    """
+    weeks = [datetime(2013, 1, day, tzinfo=UTC) for day in (7, 14, 21)]
+    frame = pl.DataFrame({"start": weeks, **{key: [1.0, None, 2.0] for key in ("value", "lo", "hi")}})
+    said = band_chart(frame, title="t", y="minutes").to_dict()
+    (rows,) = said["datasets"].values()
+    assert [row["value"] for row in rows] == [1.0, None, 2.0]
+    assert all(layer["encoding"]["x"]["scale"] == {"type": "utc"} for layer in said["layer"])
 
 
 def _fits(released: pl.DataFrame, truth: pl.DataFrame) -> bool:

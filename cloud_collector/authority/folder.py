@@ -2,7 +2,8 @@
 
 Place: the command line works on it; a collector that enrolls devices has it beside itself, without the root's key.
 Invariants: a key's file is 0600 from its first byte; what is issued is on record before it is handed out; a certificate
-that was revoked is in `denied.txt` before the command returns, and cannot be renewed, whichever came first.
+that was revoked is in `denied.txt` before the command returns, and cannot be renewed, whichever came first; what a
+caller renews is bounded in number, so that a stolen key fills neither the index nor that list.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from edge_agg.contract.errors import IdentityInvalid
 from edge_agg.contract.spiffe import SpiffeId, is_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric import ec
 
 _OPEN = Passphrases()
 _BOTH: tuple[keys.Which, ...] = ("root", "issuer")
+MOST_A_DAY = 8
+"""Certificates that one identity may have got within a day if it is to renew by itself; an agent of ours asks once in
+20 days, and again within the hour while it cannot keep what came."""
 
 
 class Authority:
@@ -126,7 +130,7 @@ class Authority:
         issuer, now = self._issuer(), self._now()
         made = make.make_server(hosts, key, issuer, now, life)
         with self._index.changing():
-            self._index.note(Issued.of(made, "server", " ".join(hosts), now))
+            self._index.note(Issued.of(made, "server", " ".join(hosts), now, life=life))
         return make.pem(made) + make.pem(issuer.certificate)
 
     def make_token(self, tenant: str, agent: str, life: timedelta) -> str:
@@ -148,14 +152,27 @@ class Authority:
         with self._index.changing():
             return self._client(SpiffeId.parse(self._index.use_token(token, self._now())), key, make.CLIENT_LIFE)
 
-    def renew(self, serial: int, csr: bytes) -> bytes:
-        """The next certificate of the same identity over another key; raises RequestInvalid."""
+    def renew(self, serial: int, csr: bytes, fingerprints: Collection[str]) -> bytes:
+        """The next certificate of the same identity over another key.
+
+        Args:
+            serial: of the present certificate.
+            csr: the request over the next key.
+            fingerprints: sha256 of the present certificate in hex, in every form: a serial is one issuer's word, and
+                others that the collector trusts may have used it for somebody else.
+
+        Raises:
+            RequestInvalid: nothing to renew; not half of its life is over; or MOST_A_DAY were given out in a day.
+        """
         key = make.key_of_request(csr)
         with self._index.changing():
             held = self._renewable(serial)
+            if held.fingerprint not in fingerprints:
+                raise RequestInvalid("this authority did not issue that certificate")
             if held.kind == "server":
                 raise RequestInvalid("a server's certificate is renewed by `cloud-collector ca renew`")
-            return self._client(SpiffeId.parse(held.subject), key, held.ends - held.issued)
+            self._check_due(held)
+            return self._client(SpiffeId.parse(held.subject), key, _life(held))
 
     def hand_out(self, folder: Path, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
         """Write a key, its certificate and the roots as cert.pem, key.pem and ca.pem."""
@@ -174,10 +191,10 @@ class Authority:
         key, now, issuer = make.new_key(), self._now(), self._issuer()
         with self._index.changing():
             record = self._renewable(held.serial_number)
-            life = record.ends - record.issued
+            life = _life(record)
             if record.kind == "server":
                 made = make.make_server(record.subject.split(), key.public_key(), issuer, now, life)
-                self._index.note(Issued.of(made, "server", record.subject, now))
+                self._index.note(Issued.of(made, "server", record.subject, now, life=life))
                 chain = make.pem(made) + make.pem(issuer.certificate)
             else:
                 chain = self._client(SpiffeId.parse(record.subject), key.public_key(), life)
@@ -210,10 +227,11 @@ class Authority:
     def revoke(self, *, serial: int | None = None, subject: str | None = None) -> list[Issued]:
         """Deny certificates that are still valid, for good: one, or all of a subject; what was denied.
 
-        With a subject, its one-time tokens that are still out are used up.
+        With a subject, its one-time tokens that are still out are used up, and if more of its certificates are valid
+        than the list takes one by one, the subject itself is denied.
 
         Raises:
-            RequestInvalid: nothing was ever given out to it here.
+            RequestInvalid: nothing was ever given out to it here; or it is a root, which only `ca_file` can leave out.
         """
         now = self._now()
         with self._index.changing():
@@ -221,7 +239,9 @@ class Authority:
             voided = 0 if subject is None else self._index.void_tokens(subject, now)
             if not known and not voided:
                 raise RequestInvalid("this authority gave nothing out to it; is the serial or the id right?")
-            chosen = [one for one in known if one.revoked is None and one.ends > now and one.kind != "root"]
+            if any(one.kind == "root" for one in known):
+                raise RequestInvalid("a root is not revoked: take it out of the collector's ca_file")
+            chosen = [one for one in known if one.revoked is None and one.ends > now]
             for one in chosen:
                 self._index.revoke(one.serial, now)
             denylist.append(self._folder, chosen)
@@ -233,6 +253,14 @@ class Authority:
             raise RequestInvalid("this authority has no such certificate to renew, or it was revoked")
         return held[0]
 
+    def _check_due(self, held: Issued) -> None:
+        now, begun = self._now(), held.issued - make.BACKDATED  # counted as the agent does, by what is written in it
+        if now < begun + (held.ends - begun) / 2:
+            raise RequestInvalid("a certificate is renewed in the second half of its life")
+        lately = [one for one in self._index.find(subject=held.subject) if one.issued > now - timedelta(days=1)]
+        if len(lately) >= MOST_A_DAY:
+            raise RequestInvalid("it got too many certificates within a day; try again tomorrow")
+
     def _put_issuer(self, issuer: make.Issuer) -> None:
         keys.check_replaceable(self._folder, "issuer", self._unlock)
         with self._index.changing():
@@ -243,7 +271,8 @@ class Authority:
     def _client(self, spiffe_id: SpiffeId, key: ec.EllipticCurvePublicKey, life: timedelta) -> bytes:
         issuer, now = self._issuer(), self._now()
         made = make.make_client(spiffe_id, key, issuer, now, life)
-        self._index.note(Issued.of(made, "analyst" if spiffe_id.analyst else "agent", str(spiffe_id), now))
+        kind = "analyst" if spiffe_id.analyst else "agent"
+        self._index.note(Issued.of(made, kind, str(spiffe_id), now, life=life))
         return make.pem(made) + make.pem(issuer.certificate)
 
     def _issuer(self) -> make.Issuer:
@@ -251,3 +280,12 @@ class Authority:
 
     def _signer(self, which: keys.Which) -> make.Issuer:
         return keys.load(self._folder, which, self._unlock, self._now())
+
+
+def _life(held: Issued) -> timedelta:
+    """How long the next certificate is for: what was asked for, not what an issuer's end left of it.
+
+    Of what an older version issued only the outcome is on record, so it is at least what the kind has by default.
+    """
+    usual = make.CLIENT_LIFE if held.kind == "agent" else make.SERVER_LIFE
+    return max(held.ends - held.issued, usual) if held.life is None else held.life

@@ -1,8 +1,8 @@
 """What was issued, and the one-time tokens that are out.
 
 Place: beside the authority's keys; the command line and every process of the collector share the file.
-On disk: `index.sqlite` (WAL, FULL), mode 0600. `issued` has a row a certificate for ever, `tokens` a row a one-time
-token.
+On disk: `index.sqlite` (WAL, FULL), mode 0600. `issued` has a row a certificate for ever, `lives` how long each was
+asked for (none of what an older version issued), `tokens` a row a one-time token.
 Invariants: a token is kept as a hash and used once, whoever asks at the same time; a certificate is on record, durably,
 before anybody gets it; one that was revoked stays so.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import apsw
@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS issued (
   issued_s INTEGER NOT NULL, ends_s INTEGER NOT NULL, revoked_s INTEGER
 ) STRICT;
 CREATE INDEX IF NOT EXISTS issued_to ON issued (subject);
+CREATE TABLE IF NOT EXISTS lives (serial TEXT PRIMARY KEY, life_s INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS tokens (
   hash BLOB PRIMARY KEY, subject TEXT NOT NULL, made_s INTEGER NOT NULL, ends_s INTEGER NOT NULL, used_s INTEGER
 ) STRICT;
@@ -53,9 +54,13 @@ class Issued:
     issued: datetime
     ends: datetime
     revoked: datetime | None = None
+    life: timedelta | None = None
+    """How long it was asked for, which its issuer's end may have cut short; None if that is not on record."""
 
     @classmethod
-    def of(cls, made: x509.Certificate, kind: str, subject: str, now: datetime) -> Self:
+    def of(
+        cls, made: x509.Certificate, kind: str, subject: str, now: datetime, *, life: timedelta | None = None
+    ) -> Self:
         """A certificate that is made now."""
         return cls(
             serial=made.serial_number,
@@ -64,6 +69,7 @@ class Issued:
             fingerprint=made.fingerprint(hashes.SHA256()).hex(),
             issued=now,
             ends=made.not_valid_after_utc,
+            life=life,
         )
 
 
@@ -109,11 +115,14 @@ class Index:
             _s(issued.ends),
         )
         self._db.execute("INSERT INTO issued VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
+        if issued.life is not None:
+            self._db.execute("INSERT INTO lives VALUES (?, ?)", (row[0], int(issued.life.total_seconds())))
 
     def find(self, *, serial: int | None = None, subject: str | None = None) -> list[Issued]:
         """Certificates by date of issue; those of a serial or a subject if one is given."""
         rows = self._db.execute(
-            "SELECT serial, subject, kind, fingerprint, issued_s, ends_s, revoked_s FROM issued "
+            "SELECT serial, subject, kind, fingerprint, issued_s, ends_s, revoked_s, life_s "
+            "FROM issued LEFT JOIN lives USING (serial) "
             "WHERE coalesce(serial = ?, true) AND coalesce(subject = ?, true) ORDER BY issued_s, serial",
             (None if serial is None else f"{serial:x}", subject),
         )
@@ -160,7 +169,7 @@ def _at(seconds: int) -> datetime:
 
 
 def _issued(serial: str, subject: str, kind: str, fingerprint: str, *moments: Any) -> Issued:
-    issued, ends, revoked = moments
+    issued, ends, revoked, life_s = moments
     return Issued(
         serial=int(serial, 16),
         subject=subject,
@@ -169,4 +178,5 @@ def _issued(serial: str, subject: str, kind: str, fingerprint: str, *moments: An
         issued=_at(issued),
         ends=_at(ends),
         revoked=None if revoked is None else _at(revoked),
+        life=None if life_s is None else timedelta(seconds=life_s),
     )

@@ -53,7 +53,9 @@ def load(folder: Path, which: Which, unlock: Passphrases, now: datetime) -> make
     certificate = certificate_of(folder, which)
     if certificate.not_valid_after_utc <= now:
         ended = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-        raise ConfigInvalid(f"{which}.pem: ended on {ended}; make another with `cloud-collector ca renew --{which}`")
+        raise ConfigInvalid(
+            f"{which}.pem: ended on {ended}; make another with `cloud-collector ca renew FOLDER --{which}`"
+        )
     key = _key(folder, which, unlock.of(which))
     if make.public_der(key.public_key()) != make.public_der(certificate.public_key()):
         raise ConfigInvalid(f"{which}.key: is not the key of {which}.pem")

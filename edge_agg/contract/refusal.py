@@ -37,6 +37,7 @@ class Refusal(StrEnum):
     REVOKED = "revoked"
     FORBIDDEN = "forbidden"
     ENROLLMENT_REFUSED = "enrollment_refused"
+    WINDOW_AHEAD = "window_ahead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +78,8 @@ RULES: dict[Refusal, Rule] = {
         "PERMISSION_DENIED",
         "park",
         "no such token, or it is used or too old, or the request is no good; ask for a new one",
+    ),
+    Refusal.WINDOW_AHEAD: Rule(
+        "FAILED_PRECONDITION", "hold", "the window begins more than two days from now; look at the device's clock"
     ),
 }

@@ -101,12 +101,21 @@ class Codes:
             return np.full(len(codes), ABSENT), keys
         differ = held.differ(codes if add else np.minimum(codes, np.uint64(held.size - 1)), asked)
         for row in np.flatnonzero(differ if add else differ & (codes != ABSENT)).tolist():
-            one = ids[row].as_py()
-            if one not in self._namesakes and add:
-                self._namesakes[one] = self._table.add_namesake(keys[row : row + 1])
-                held.extend(asked, np.array([row]))
-            codes[row] = self._namesakes.get(one, ABSENT)
+            codes[row] = self._settled(ids, asked, row, int(keys[row]), held, add=add)
         return codes, keys
+
+    def _settled(self, ids: pa.Array, asked: Any, row: int, key: int, held: Integers | Texts, *, add: bool) -> int:
+        """The code of an id whose key led to another's: their keys are equal in one half, or whole."""
+        code, new = self._table.settle(key, add=add)
+        one = ids[row].as_py()
+        if not new:
+            if code == ABSENT or self.ids(np.array([code], np.uint64))[0].as_py() == one:
+                return code
+            if one in self._namesakes or not add:
+                return self._namesakes.get(one, int(ABSENT))
+            code = self._namesakes[one] = self._table.add_namesake(key)
+        held.extend(asked, np.array([row]))
+        return code
 
 
 def _place_of(array: pa.Array) -> object:

@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pyarrow as pa
@@ -22,7 +23,7 @@ import pyarrow as pa
 from cloud_collector.config import load
 from cloud_collector.errors import ConfigInvalid, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.lake import Lake
-from cloud_collector.question import Asked, Question
+from cloud_collector.question import TENANT, Asked, Question
 from cloud_collector.shared_plans import registry
 from edge_agg.contract.plan import parse_duration
 from examples.engine.environment import PYTHON
@@ -36,27 +37,32 @@ if TYPE_CHECKING:
     from cloud_collector.bucket import Bucket
 
 
-def ask(config: Path, question: Question, *, remote: str | None = None, workers: int = 4) -> pl.DataFrame:
-    """Ask the engine.
+def ask(
+    config: Path, question: Question, *, tenant: str = TENANT, remote: str | None = None, workers: int = 4
+) -> pl.DataFrame:
+    """Ask the engine as an analyst of a tenant would ask the collector.
 
     Args:
         config: the collector's.
         question: of a metric of a registered plan with public keys.
+        tenant: whose plan it is; of others' releases nothing is added.
         remote: `sc://host:port` of a Spark Connect server that reaches the tables; Sail is started here if None.
         workers: how many Sail starts.
     """
     told = load(config)
-    registered = registry(told).find(question.plan, question.version)
+    registered = registry(told).find(question.plan, question.version, tenant)
     asked = Asked.of(registered.plan, question, home=registered.tenant)
+    now_us = time.time_ns() // 1000
     table = Lake.of(told, writes=False).location(registered.plan, registered.hash)
+    asks = queries(asked, now_us=now_us)
     with tempfile.TemporaryDirectory() as folder:
-        request = {"table": table, "queries": queries(asked), "remote": remote, "workers": workers}
+        request = {"table": table, "queries": asks, "remote": remote, "workers": workers}
         command = [str(PYTHON), "-W", "ignore", str(Path(__file__).with_name("run.py")), folder]
         subprocess.run(
             command, input=json.dumps(request), text=True, check=True, env={**os.environ, **_variables(told.bucket)}
         )
-        rows = {name: _rows(Path(folder) / f"{name}.arrow") for name in ("totals", "reported")}
-    return answer(asked, **rows)
+        rows = {name: _rows(Path(folder) / f"{name}.arrow") for name in asks}
+    return answer(asked, now_us=now_us, **rows)
 
 
 def _rows(file: Path) -> list[tuple[object, ...]]:
@@ -84,20 +90,19 @@ def _variables(bucket: Bucket | None) -> dict[str, str]:
 @click.option("--config", type=click.Path(exists=True, path_type=Path), required=True, help="The collector's config.")
 @click.argument("plan")
 @click.argument("metric")
+@click.option("--tenant", default=TENANT, show_default=True, help="Whose plan it is.")
 @click.option("--by", multiple=True, help="A partition column; may be given more than once.")
 @click.option("--every", help="Bucket length, a multiple of the plan's window; one bucket without it.")
 @click.option("--remote", help="sc://host:port of a Spark Connect server; without it Sail is started here.")
 @click.option("--workers", default=4, show_default=True, help="Workers of the Sail that is started here.")
-def main(  # noqa: PLR0917  # click's order
-    config: Path, plan: str, metric: str, by: Sequence[str], every: str | None, remote: str | None, workers: int
-) -> None:
+def main(config: Path, plan: str, metric: str, by: Sequence[str], every: str | None, **how: Any) -> None:
     """Print METRIC of PLAN, added up by a distributed engine."""
     if not PYTHON.exists():
         sys.exit("no engine: run `make tools`")
     try:
         every_us = None if every is None else parse_duration(every) // timedelta(microseconds=1)
         question = Question(plan=plan, metric=metric, by=tuple(by), every_us=every_us)
-        found = ask(config, question, remote=remote, workers=workers)
+        found = ask(config, question, **how)
     except (ConfigInvalid, PlanUnknown, QuestionInvalid, StoreFailed, ValueError) as error:
         sys.exit(str(error))
     print(found.write_csv(), end="")

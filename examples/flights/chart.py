@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def band_chart(frame: pl.DataFrame, *, title: str, y: str, by: str | None = None) -> alt.LayerChart:
-    """A line (or one for each key) and the 95 % noise interval around it.
+    """A line (or one for each key) and the 95 % noise interval around it; both break where nothing was released.
 
     Args:
         frame: what `estimate` answered: start, value, lo, hi, and the column `by` if it is given.
@@ -21,12 +21,13 @@ def band_chart(frame: pl.DataFrame, *, title: str, y: str, by: str | None = None
         y: the label of the value's axis, with its unit.
         by: the column that tells lines apart.
     """
-    x = alt.X("start:T", title="week beginning")
-    base = alt.Chart(frame.drop_nulls("value")).encode(x=x)
+    x = alt.X("start:T", title="week beginning", scale=alt.Scale(type="utc"))  # windows begin at midnight UTC
+    base = alt.Chart(frame).encode(x=x)
     if by is not None:
         base = base.encode(color=alt.Color(f"{by}:N", title=by))
     band = base.mark_area(opacity=0.18).encode(y=alt.Y("lo:Q", title=y), y2="hi:Q")
-    line = base.mark_line().encode(y=alt.Y("value:Q", title=y))
+    dot = alt.OverlayMarkDef(size=16)  # all that shows of a week between two without a value
+    line = base.mark_line(point=dot).encode(y=alt.Y("value:Q", title=y))
     subtitle = "band: 95 % noise interval; bias from clipping and bounding is not in it"
     layered = alt.layer(band, line).properties(title=alt.TitleParams(title, subtitle=subtitle), width=860, height=380)
     return cast("alt.LayerChart", layered)

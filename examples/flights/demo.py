@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cloud_collector.client import Client
 
 HOME = Path(".demo")
-START, END = date(2013, 1, 1), date(2014, 1, 1)
+START, END = date(2013, 1, 1), date(2014, 1, 2)  # the last flights of the year left in 2014, by UTC
 
 
 def main() -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from cloud_collector.config import Database
 
 MONDAY = datetime(2013, 1, 7, tzinfo=UTC)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+"""When releases arrive where a test says when."""
 PLAN = """
 [plan]
 name = "flight_delays"

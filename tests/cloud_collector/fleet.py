@@ -33,6 +33,11 @@ LIFE = timedelta(days=30)
 OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
 
 
+def aged() -> datetime:
+    """When a certificate was issued that may be renewed now, and that an agent does not renew by itself yet."""
+    return datetime.now(UTC) - LIFE * 0.55
+
+
 @dataclass
 class Holder:
     """Somebody's certificate and key, in PEM."""

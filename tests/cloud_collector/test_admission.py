@@ -19,6 +19,7 @@ from edge_agg.contract import arrow, codec
 from edge_agg.contract.grid import ORIGIN
 from edge_agg.contract.refusal import RULES, Refusal
 from edge_agg.contract.release import Mechanism, Status
+from tests.cloud_collector.conftest import MONDAY, NOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ HOUR, WEEK = timedelta(hours=1), timedelta(days=7)
 
 def refusal_of(made: Made, maker: Maker) -> Refusal | None:
     try:
-        admit(made.sealed.header, made.sealed.payload, maker.plan_of, LOCAL.sends_for)
+        admit(made.sealed.header, made.sealed.payload, maker.plan_of, LOCAL.sends_for, NOW)
     except Refused as refused:
         return refused.refusal
     return None
@@ -39,7 +40,7 @@ def refusal_of(made: Made, maker: Maker) -> Refusal | None:
 
 def test_what_fits_its_plan_is_admitted_with_its_values(maker: Maker) -> None:
     made = maker.make(seed=3, window=5)
-    admitted = admit(made.sealed.header, made.sealed.payload, maker.plan_of, LOCAL.sends_for)
+    admitted = admit(made.sealed.header, made.sealed.payload, maker.plan_of, LOCAL.sends_for, NOW)
     assert (admitted.release, admitted.sealed, admitted.plan) == (made.release, made.sealed, maker.plan)
     assert list(admitted.values.columns) == ["departures", "delay_sum", "delay_count"]
     for name, values in made.values.columns.items():
@@ -50,12 +51,31 @@ def test_what_fits_its_plan_is_admitted_with_its_values(maker: Maker) -> None:
 @pytest.mark.parametrize("status", [Status.LOST, Status.EXHAUSTED, Status.VETOED])
 def test_a_window_without_values_is_admitted_without_values(maker: Maker, status: Status) -> None:
     made = maker.make(status=status)
-    assert admit(made.sealed.header, b"", maker.plan_of, LOCAL.sends_for).values == Values(columns={})
+    assert admit(made.sealed.header, b"", maker.plan_of, LOCAL.sends_for, NOW).values == Values(columns={})
 
 
 def test_a_window_before_1970_lies_on_the_same_grid(maker: Maker) -> None:
     early = maker.make(window_start=ORIGIN - WEEK, window_end=ORIGIN)
     assert refusal_of(early, maker) is None
+
+
+def check_ahead(maker: Maker) -> None:
+    first = next(n for n in range(2000) if MONDAY + n * WEEK > NOW + timedelta(days=2))
+    assert refusal_of(maker.make(window=first - 1), maker) is None
+    for window in (first, first + 1000):
+        assert refusal_of(maker.make(window=window), maker) is Refusal.WINDOW_AHEAD
+
+
+def test_a_window_that_is_not_yet_is_kept_by_the_agent(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One device's clock does not move everybody's newest window for good; once it is time, it is taken.
+
+    A window that began may end later: a drain closes it early. Mutant: any window is taken.
+    """
+    check_ahead(maker)
+    assert RULES[Refusal.WINDOW_AHEAD].verdict == "hold"
+    monkeypatch.setattr(admission, "MOST_AHEAD", timedelta(days=36_500))
+    with pytest.raises(AssertionError):
+        check_ahead(maker)
 
 
 def _changes(made: Made) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -139,7 +159,7 @@ def test_discovered_keys_are_admitted_with_their_rows(keyed_maker: Maker) -> Non
     """Several keys, or none at all: a window in which nothing passed was released all the same."""
     for found in (["N1", "N2"], []):
         made = keyed_maker.make(found=found)
-        values = admit(made.sealed.header, made.sealed.payload, keyed_maker.plan_of, LOCAL.sends_for).values
+        values = admit(made.sealed.header, made.sealed.payload, keyed_maker.plan_of, LOCAL.sends_for, NOW).values
         assert list(values.keys or ()) == found
         assert all(column.tolist() == made.values.columns[name].tolist() for name, column in values.columns.items())
 
@@ -195,7 +215,7 @@ def test_bytes_that_are_no_release_are_malformed(maker: Maker) -> None:
         (header + bytes(codec.MAX_HEADER_BYTES), payload),
     ):
         with pytest.raises(Refused) as caught:
-            admit(one, other, maker.plan_of, LOCAL.sends_for)
+            admit(one, other, maker.plan_of, LOCAL.sends_for, NOW)
         assert caught.value.refusal is Refusal.MALFORMED
 
 
@@ -203,7 +223,7 @@ def test_a_refusal_carries_nothing_out_of_the_release(maker: Maker) -> None:
     """Promise A6: neither the text nor the chain of causes holds a canary of the header."""
     crafted = maker.make(plan="canary_plan", account="canary_account")
     with pytest.raises(Refused) as caught:
-        admit(crafted.sealed.header, crafted.sealed.payload, maker.plan_of, LOCAL.sends_for)
+        admit(crafted.sealed.header, crafted.sealed.payload, maker.plan_of, LOCAL.sends_for, NOW)
     assert "canary" not in repr(caught.value)
     assert str(caught.value) == RULES[Refusal.PLAN_MISMATCH].text
     assert caught.value.__cause__ is None
@@ -247,7 +267,7 @@ def test_damaged_bytes_are_refused_or_admitted_and_nothing_else(
     refused = 0
     for _ in range(tries):
         try:
-            admitted = admit(*flip(made, random), maker.plan_of, LOCAL.sends_for)
+            admitted = admit(*flip(made, random), maker.plan_of, LOCAL.sends_for, NOW)
         except Refused:
             refused += 1
         else:

@@ -78,6 +78,23 @@ def test_who_is_named_is_expected_for_that_time(lake: FakeLake) -> None:
     assert found == {"a": 5, "b": 5, "c": 2}
 
 
+def test_that_one_is_expected_no_longer_names_nobody(lake: FakeLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the roster is learned, whoever reported stays expected beside one whose span has ended.
+
+    Mutant: a span that ends names somebody, and a silent fleet is complete.
+    """
+    for node in ("gone", "silent"):
+        lake.write(node, 1)
+    known = {("default", "gone"): Known(since_us=to_us(week(1)), until_us=to_us(week(2)))}
+
+    def expected() -> dict[str, int]:
+        return {row["node"]: row["windows_expected"] for row in ask(lake, known, nodes=())}
+
+    assert expected() == {"gone": 1, "silent": 4}
+    monkeypatch.setattr("cloud_collector.attendance.END", to_us(week(2)))
+    assert expected() == {"gone": 1, "silent": 1}
+
+
 class Watched(Told):
     """Facts that remember whom they were asked about."""
 

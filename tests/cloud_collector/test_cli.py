@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +12,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from cloud_collector import verify as room
 from cloud_collector.__main__ import cli
+from cloud_collector.lake import Lake
+from cloud_collector.landing import Landing
 from tests.cloud_collector.front import PLAN_TEXT, push, release
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +58,57 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
 
 def test_help_documents_the_exit_codes() -> None:
     """Whoever scripts it finds them where they look."""
-    for words in (["--help"], ["plans", "--help"], ["fleet", "--help"]):
-        assert "5  the store failed" in run(*words).output
+    for words in (
+        [],
+        ["plans"],
+        ["plans", "add"],
+        ["plans", "list"],
+        ["serve"],
+        ["fleet"],
+        ["verify"],
+        ["ca"],
+        ["token"],
+    ):
+        assert "5  the store failed" in run(*words, "--help").output
+    assert "8  verify: the stores differ" in run("--help").output
+    assert "8  verify: the stores differ" in run("verify", "--help").output
+
+
+def test_the_usual_short_words_are_understood() -> None:
+    """`-h` wherever `--help` is, and `--version`, as the agent's command line has them."""
+    for words in ([], ["serve"], ["ca"], ["ca", "issue"], ["plans", "add"]):
+        done = run(*words, "-h")
+        assert (done.exit_code, done.output) == (0, run(*words, "--help").output)
+    assert run("--version").exit_code == 0
+
+
+def test_stores_that_differ_have_a_code_of_their_own(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever scripts it tells a difference from a failure to look. Mutant: 1, which is anything unforeseen."""
+    with contextlib.closing(Landing(config.parent / "data" / "landing.sqlite")):
+        pass
+    monkeypatch.setattr(Lake, "of", lambda told, *, writes: None)
+    monkeypatch.setattr(room, "differences", lambda stores: iter(()))
+    assert run("verify", "--config", config).output == "all fits\n"
+    monkeypatch.setattr(room, "differences", lambda stores: iter(["a release of jfk is missing"]))
+    done = run("verify", "--config", config)
+    assert (done.exit_code, done.stdout) == (8, "a release of jfk is missing\n1 differences\n")
+    monkeypatch.setattr(room, "differences", lambda stores: 1 / 0)
+    assert run("verify", "--config", config).exit_code == 1
+
+
+ISSUING = re.compile(r"[` ]ca (init|issue|renew|protect|revoke|list|token) +([^`\n]*)")
+
+
+def test_a_printed_command_of_the_authority_names_its_folder() -> None:
+    """Whoever types what `docs/identity.md` prints gets no usage error. Mutant: one without the folder is found."""
+
+    def without(text: str) -> list[str]:
+        return [one[0] for one in ISSUING.finditer(text) if not one[2].startswith("pki ") and one[2] != "pki"]
+
+    text = (ROOT / "docs" / "identity.md").read_text()
+    assert without(text) == []
+    assert len(ISSUING.findall(text)) > 10
+    assert without(text.replace("ca renew pki --root", "ca renew --root"))
 
 
 def test_a_plan_is_added_and_listed(config: Path) -> None:

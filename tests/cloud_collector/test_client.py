@@ -8,10 +8,12 @@ import socket
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
+import grpc
 import polars as pl
 import pytest
 
 import cloud_collector
+from cloud_collector import client as room
 from cloud_collector.client import Client
 from cloud_collector.config import Config, PlanEntry
 from cloud_collector.coverage import REASONS
@@ -85,7 +87,9 @@ def test_an_analyst_asks_in_one_line(c: Client) -> None:
         "windows_expected": pl.Int64(),
         "absent": pl.Struct(dict.fromkeys(REASONS, pl.Int64())),
         "status": pl.String(),
+        "note": pl.String(),
     }
+    assert set(frame["note"]) == {"lo .. hi cover noise, not bias"}
     assert frame["value"].sum() == 6 * 3 * (1 + 2 + 3 + 4)
     assert set(frame["status"]) == {"complete"}
     assert c.estimate("flights", "departures", by=["carrier"], every="14d").equals(frame)
@@ -121,6 +125,9 @@ def test_a_wider_confidence_is_a_wider_interval(c: Client) -> None:
     ("more", "expected"),
     [
         ({"every": "8d"}, "every: must be a multiple of the plan's window, 7d"),
+        ({"every": "9999999d"}, "every: must be a multiple of the plan's window, 7d"),
+        ({"every": "99999999999d"}, "every: a duration is a whole number and one of"),
+        ({"start": 2013}, "start: must be a date, a datetime, or text"),
         ({"every": "fortnight"}, "every: a duration is a whole number and one of"),
         ({"by": ["dest"]}, "by: the plan has carrier, night, node"),
         ({"where": {"carrier": "ZZ"}}, "where.carrier: the plan's keys are UA, AA, other"),
@@ -201,6 +208,26 @@ def test_an_overloaded_or_failing_collector(url: str, monkeypatch: pytest.Monkey
         assert type(raised.value) is CollectorError
         assert "request id" in str(raised.value)
         assert "canary" not in str(raised.value)
+
+
+def test_a_question_over_the_size_limit_is_not_asked_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of gRPC refuses it with the status of overload, but the same question would be refused again.
+
+    Mutant: the status alone decides.
+    """
+    large = {"carrier": ["x" * 1000] * 1100}
+    with cloud_collector.connect(url) as client:
+        with pytest.raises(QuestionInvalid, match="larger than the collector takes"):
+            client.estimate("flights", "departures", where=large)
+        real = room._mapped
+
+        def by_status(error: grpc.RpcError) -> CollectorError:
+            overloaded = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return Overloaded("ask again") if overloaded else real(error)
+
+        monkeypatch.setattr(room, "_mapped", by_status)
+        with pytest.raises(Overloaded):
+            client.estimate("flights", "departures", where=large)
 
 
 def test_the_public_face_is_what_the_readme_shows() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_collector.coverage import REASONS, Covered
+from cloud_collector.absence import Due, Known
+from cloud_collector.coverage import EXPIRED, REASONS, Absences, Covered
 
 
 @given(
@@ -32,6 +33,20 @@ def test_a_window_without_the_key_is_typed(whole: int, offline: int, share: floa
     assert covered.status in {"complete", "offline"}
     if lacking > offline:
         assert found.status == "suppressed"
+
+
+def test_a_day_that_is_cut_within_a_window_loses_nothing() -> None:
+    """What was retired is expired, also the window that the cut lies in, where windows do not fit into days.
+
+    Mutant: the range begins at the cut itself, so the window across it is lost.
+    """
+    window, day = 5 * 3_600_000_000, 86_400_000_000
+    retired = Absences(due=Due(window_us=window, allowed_us=0, now_us=9 * day), retired_us=2 * day)
+    kept = range(10 * window, 40 * window, window)  # the tenth window is the first that starts after the second day
+    known = Known(heard_us=9 * day, passed_us=40 * window)
+    assert retired.counted(known, 0, 40 * window, kept) == {EXPIRED: 10}
+    assert retired.counted(known, 0, 5 * window, ()) == {EXPIRED: 5}
+    assert retired.counted(known, 20 * window, 40 * window, kept) == {}
 
 
 def test_the_most_frequent_reason_is_named() -> None:

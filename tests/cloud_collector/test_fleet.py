@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from cloud_collector import board as page
-from cloud_collector import roll_call
+from cloud_collector import expecting, roll_call
 from cloud_collector.__main__ import cli
-from cloud_collector.absence import Standing
+from cloud_collector.absence import END, Standing
 from cloud_collector.board import MAX_PLANS, board
 from cloud_collector.landing import Landing
 from cloud_collector.overview import Overview, Wanted, as_json, look
@@ -141,8 +141,6 @@ def test_the_command_speaks_to_people_machines_and_monitors(config: Path) -> Non
     assert {"at", "well", "plans", "worst"} == set(said)
     assert said["plans"][0]["windows"].keys() == {str(one) for one in Standing}
     assert run("fleet", "--check", *there).exit_code == 4
-    assert run("fleet", "--check", "--tenant", "globex", *there).exit_code == 0
-    assert run("fleet", "--check", "--agent", "nobody", *there).exit_code == 0
     chains = run("fleet", "chains", "good", *there).output.splitlines()
     assert len(chains) == 2
     assert chains[1].split()[3:6] == ["6", "6", "0"]
@@ -168,6 +166,116 @@ def test_who_is_expected_is_told_by_name_or_by_file(config: Path, tmp_path: Path
     assert run("fleet", "expect", "x", "--plan", "nothing", *there).exit_code == 3
     assert run("fleet", "expect", "--plan", "flight_delays", *there).exit_code == 2
     assert run("fleet", "expect", "x" * 129, "--plan", "flight_delays", *there).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--plan", "mistyped"), "no plan of this tenant and name"),
+        (("--tenant", "globex"), "no plan of this tenant and name"),
+        (("--agent", "nobody"), "nobody expects an agent of this name"),
+        (("--agent", "good", "--tenant", "globex"), "no plan of this tenant and name"),
+    ],
+)
+def test_a_name_that_is_mistyped_is_not_well(
+    config: Path, words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor that asks about what does not exist is told so, and never that all is well.
+
+    Mutant: a filter that matches nothing is an empty fleet, of which nothing is lost.
+    """
+    for more in ((), ("--check",), ("--json",)):
+        found = run("fleet", *words, *more, "--config", config)
+        assert (found.exit_code, said in found.output) == (3, True)
+    monkeypatch.setattr("cloud_collector.overview.require_there", lambda *_: None)
+    assert run("fleet", "--check", *words, "--config", config).exit_code == 0
+
+
+def test_whoever_is_known_may_be_asked_about(config: Path) -> None:
+    """Who reported though nobody expects it, who is expected and never reported, who is expected no longer."""
+    told(config, "expect", "new")
+    told(config, "unexpect", "new")
+    for name in ("[red]stray", "new", "good"):
+        assert run("fleet", "--agent", name, "--config", config).exit_code == 0
+
+
+@pytest.fixture
+def learned(tmp_path: Path) -> Path:
+    """A collector whose plan names nobody; `a` and `b` sent the second window to the fourth."""
+    path = tmp_path / "collector.toml"
+    path.write_text('[collector]\nlisten = "127.0.0.1:0"\ndata = "data"\n')
+    PlanRegistry(tmp_path / "data" / "plans").add(PLAN, [], tenant="acme")
+    with contextlib.closing(Landing(tmp_path / "data" / "landing.sqlite")) as landing:
+        for name in "ab":
+            agent = Agent(name)
+            for window in (1, 2, 3):
+                agent.seal(window)
+                agent.arrive(landing, window)
+    return path
+
+
+def told(config: Path, *words: str) -> Result:
+    """Change who is expected."""
+    command, *names = words
+    return run("fleet", command, *names, "--plan", "flight_delays", "--tenant", "acme", "--config", config)
+
+
+def spans(config: Path) -> dict[str, tuple[int, int]]:
+    """From when until when somebody said that agents are expected."""
+    with contextlib.closing(Landing(config.parent / "data" / "landing.sqlite")) as landing:
+        return {one.agent: (one.since_us, one.until_us) for one in landing.expected()}
+
+
+def test_an_agent_leaves_a_learned_roster_alone(learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was expected from its first window on; the others stay expected, and whom nobody expects cannot leave.
+
+    Mutant: an agent that nobody named was expected from 1970 on.
+    """
+    assert told(learned, "unexpect", "a", "--until", "2013-02-04").output == "1 agents are expected no longer\n"
+    assert spans(learned) == {"a": (start_us(1), start_us(4))}
+    offline = {one.present.agent: one.present.counts[Standing.OFFLINE] for one in seen(learned).agents}
+    assert offline == {"a": 0, "b": 2}
+    assert not seen(learned).well
+    refused = told(learned, "unexpect", "b", "mistyped")
+    assert (refused.exit_code, "nobody expects 'mistyped'" in refused.output) == (3, True)
+    assert spans(learned).keys() == {"a"}
+
+    monkeypatch.setattr("cloud_collector.whereabouts.Whereabouts.reported", lambda _: {("acme", "b"): 0})
+    told(learned, "unexpect", "b", "--until", "2013-02-04")
+    assert spans(learned)["b"][0] != start_us(1)
+
+
+def test_the_first_name_is_said_to_end_a_learned_roster(learned: Path) -> None:
+    """Who is expected no longer because others are named is counted, and so is the way back told."""
+    first = told(learned, "expect", "new", "a")
+    assert "1 agents that have reported are expected no longer" in first.output
+    assert spans(learned)["a"] == (start_us(1), END)  # as it was expected before
+    assert told(learned, "expect", "newer").output == "1 agents are expected\n"
+    assert told(learned, "unexpect", "new", "newer").output == "2 agents are expected no longer\n"
+    assert "whoever has reported is expected" in told(learned, "unexpect", "a").output
+
+
+def test_a_list_that_is_given_again_moves_nobody(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is expected stays so from the same window on, and until the same; a second span is asked for by name.
+
+    Mutant: whoever is named again is expected from now on, and what they missed is forgotten.
+    """
+    told(config, "expect", "old", "--since", "2013-01-16")
+    told(config, "expect", "old", "good", "new")
+    assert (spans(config)["old"], spans(config)["good"]) == ((start_us(1), END), (0, END))
+    assert spans(config)["new"][0] > start_us(50)
+    for until in (["--until", "2013-01-21"], []):
+        told(config, "unexpect", "old", *until)
+        assert spans(config)["old"] == (start_us(1), start_us(2))
+    again = told(config, "expect", "newest", "old")
+    assert (again.exit_code, "expected once, and no longer: 'old'" in again.output) == (3, True)
+    assert "newest" not in spans(config)
+    told(config, "expect", "old", "--since", "2013-01-28")
+    assert spans(config)["old"] == (start_us(3), END)
+
+    monkeypatch.setattr(expecting, "_roster", lambda *_: {})
+    told(config, "expect", "old")
+    assert spans(config)["old"][0] > start_us(50)
 
 
 def test_many_plans_are_summed_up(config: Path) -> None:

@@ -59,11 +59,16 @@ class Collector:
     """A landing, a lake, roll-ups, and all that works on them, over one folder."""
 
     def __init__(
-        self, data: Path, *, retention: Mapping[str, timedelta] | None = None, store: ObjectStore | None = None
+        self,
+        data: Path,
+        *,
+        retention: Mapping[str, timedelta] | None = None,
+        store: ObjectStore | None = None,
+        nodes: Sequence[str] = ("jfk", "lga"),
     ) -> None:
         self.data, self.maker, self.place = data, Maker(SIX_HOURLY), store or data / "lake"
         self.registry = PlanRegistry(_made(data) / "plans")
-        self.registry.add(self.maker.text, ["jfk", "lga"], tenant="default")
+        self.registry.add(self.maker.text, nodes, tenant="default")
         self.landing, self.lake = Landing(data / "landing.sqlite"), Lake(self.place)
         self.rollups = Rollups(data / "rollups.sqlite")
         self.sealer = Sealer(self.landing, self.lake, self.maker.plan_of, self.rollups)
@@ -150,6 +155,25 @@ def test_data_goes_by_whole_days_and_keys_stay(tmp_path: Path) -> None:
         rows = one.answer(start_us=at_window(0), every_us=24 * 3_600_000_000)
         assert [row["status"] for row in rows] == ["expired", "expired", "complete"]
         assert [row["windows_reporting"] for row in rows] == [0, 0, 8]
+
+
+def test_who_reported_is_expected_when_its_data_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody is named, a node that went silent before all that is kept is missed still, with roll-ups or without.
+
+    Mutant: whoever is in the lake is expected, and an answer is complete once a node's last window has gone.
+    """
+    with collecting(tmp_path / "data", retention={"flight_delays": timedelta(days=1)}, nodes=()) as one:
+        one.seal(*(one.make(n, agent) for n in range(12) for agent in ("jfk", "lga") if agent == "jfk" or n < 3))
+        one.upkeep.run(MONDAY + 3 * DAY)
+
+        def said() -> tuple[int, int, str]:
+            (row,) = one.answer()
+            assert row["start"] == MONDAY + 2 * DAY
+            return row["nodes_reporting"], row["nodes_expected"], row["status"]
+
+        assert said() == (1, 2, "offline")
+        monkeypatch.setattr("cloud_collector.whereabouts.Whereabouts.reported", lambda _: {})
+        assert said() == (1, 1, "complete")
 
 
 def test_mutant_a_key_that_goes_with_its_data_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,11 +332,19 @@ def test_where_on_a_discovered_key_takes_any_text(c: Client) -> None:
 
 
 def test_a_sum_over_discovered_keys_adds_up_what_was_released(c: Client) -> None:
-    """All keys together, and on one floor; the stream's note says that suppressed keys are left out."""
+    """All keys together, and on one floor; the answer says that suppressed keys are left out, and counts them.
+
+    Mutant: a window that has any key lacks none, so a sum without one site's key is complete.
+    """
     parts = c.estimate("pages", "views", by="page")["value"].sum()
     whole = c.estimate("pages", "views")
     assert whole["value"].to_list() == [parts]
-    assert whole["status"].to_list() == ["complete"]
+    assert whole["status"].to_list() == ["suppressed"]
+    assert whole["absent"].struct.field("suppressed").to_list() == [1]
+    assert whole["note"][0].startswith("sum of released keys only")
+    by_node = c.estimate("pages", "views", by="node", every="7d")
+    assert by_node.filter(status="suppressed").select("node", "start").rows() == [("b", week(1))]
+    assert not c.estimate("pages", "views", by="page")["note"].str.contains("keys").any()
     floors = c.estimate("pages", "views", by=["floor", "page"])
     assert floors.height == 3 * 2
     assert floors["value"].sum() == parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from edge_agg.contract.release import Release, Sealed
 
 METHOD = "/edge_agg.contract.v1.CollectorService/PushReleases"
+ENROLL = "/edge_agg.contract.v1.EnrollmentService/Enroll"
+CHECK = "/grpc.health.v1.Health/Check"
+STREAM = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 class Slow(grpc.GenericRpcHandler):
@@ -48,30 +51,50 @@ class Slow(grpc.GenericRpcHandler):
             await self.go.wait()
             return request
 
+        async def echo(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[bytes]:
+            async for one in requests:
+                yield one
+
+        if details.method == STREAM:
+            streams: Any = echo
+            return grpc.stream_stream_rpc_method_handler(streams, request_deserializer=deserialize)
         behavior: Any = answer
         return grpc.unary_unary_rpc_method_handler(behavior, request_deserializer=deserialize)
 
 
 def as_named(context: Any) -> Caller:
     """Whoever the call's metadata says: the turnstile does not care how the gate knows."""
-    names = [str(value) for key, value in context.invocation_metadata() if key == "who"]
-    return Caller(kind=Kind.AGENT, tenant="acme", name=names[0])
+    said = {key: str(value) for key, value in context.invocation_metadata()}
+    for key, kind in (("who", Kind.AGENT), ("analyst", Kind.ANALYST)):
+        if key in said:
+            return Caller(kind=kind, tenant="acme", name=said[key])
+    return Caller(kind=Kind.STRANGER)
+
+
+def as_said(context: Any) -> str:
+    """The host that a stranger's metadata says."""
+    return str(dict(context.invocation_metadata())["host"])
 
 
 @contextlib.asynccontextmanager
-async def listening(slow: Slow, **limits: Any) -> AsyncIterator[Any]:
+async def channel_to(slow: Slow, **limits: Any) -> AsyncIterator[Any]:
     server = grpc.aio.server(interceptors=[gate.Gate(as_named), Turnstile(**limits)])
     server.add_generic_rpc_handlers((slow,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def listening(slow: Slow, **limits: Any) -> AsyncIterator[Any]:
+    async with channel_to(slow, **limits) as channel:
 
         def call(who: str) -> Any:
-            method: Any = channel.unary_unary(METHOD)
-            return method(b"x" * 1000, metadata=(("who", who),), timeout=10)
+            return channel.unary_unary(METHOD)(b"x" * 1000, metadata=(("who", who),), timeout=10)
 
         yield call
-    await server.stop(0)
 
 
 async def refusal(call: Any) -> dict[str, str]:
@@ -81,8 +104,8 @@ async def refusal(call: Any) -> dict[str, str]:
     return {key: str(value) for key, value in raised.value.trailing_metadata() or ()}
 
 
-async def until_read(slow: Slow, requests: int) -> None:
-    for _ in range(500):
+async def until_read(slow: Slow, requests: int, within_s: float = 5) -> None:
+    for _ in range(round(within_s / 0.01)):
         if slow.read == requests:
             return
         await asyncio.sleep(0.01)
@@ -143,28 +166,122 @@ def test_a_refused_call_is_not_received(monkeypatch: pytest.MonkeyPatch) -> None
         asyncio.run(check_unread())
 
 
+async def check_silent(metadata: tuple[str, str], method: str, *, deadline_s: float = 10, **limits: Any) -> None:
+    slow = Slow()
+    slow.go.set()
+    async with channel_to(slow, max_calls=1, **limits) as channel:
+        silent = (channel.stream_stream if method == STREAM else channel.stream_unary)(method)
+        held = silent(metadata=(metadata,), timeout=deadline_s)
+        if method == STREAM:
+            await held.write(b"x")
+            assert await held.read() == b"x"
+            told = await refusal(held.read())
+        else:
+            told = await refusal(held)
+        assert told[REFUSAL_KEY] == Refusal.OVERLOADED
+        assert await channel.unary_unary(METHOD)(b"x", metadata=(("who", "next"),), timeout=10) == b"x"
+
+
 def test_a_message_that_does_not_arrive_makes_room() -> None:
     """Who begins a call and does not send its message is out after the given time, told to send again."""
-
-    async def run() -> None:
-        slow = Slow()
-        slow.go.set()
-        async with listening(slow, max_calls=1, receive_s=0.2) as call:
-            del call
-        server = grpc.aio.server(interceptors=[gate.Gate(as_named), Turnstile(max_calls=1, receive_s=0.2)])
-        server.add_generic_rpc_handlers((slow,))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stream, unary = cast("Any", channel.stream_unary(METHOD)), cast("Any", channel.unary_unary(METHOD))
-            silent = stream(metadata=(("who", "silent"),), timeout=10)
-            told = await refusal(silent)
-            assert told[REFUSAL_KEY] == Refusal.OVERLOADED
-            assert await unary(b"x", metadata=(("who", "next"),), timeout=10) == b"x"
-        await server.stop(0)
-
-    asyncio.run(run())
+    asyncio.run(check_silent(("who", "silent"), METHOD, receive_s=0.2))
     assert turnstile.RECEIVE_S > 0
+
+
+@pytest.mark.slow
+def test_a_stranger_has_less_time() -> None:
+    """They have little to say. Mutant: as much as all others have, so the call's own deadline ends it."""
+    asyncio.run(check_silent(("host", "a"), ENROLL, receive_from_strangers_s=0.2))
+    with pytest.raises(AssertionError):
+        asyncio.run(check_silent(("host", "a"), ENROLL, receive_s=0.2, deadline_s=0.5))
+    assert turnstile.RECEIVE_FROM_STRANGERS_S < turnstile.RECEIVE_S
+
+
+@pytest.mark.slow
+def test_a_stream_passes_like_any_other_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a place, and each of its messages comes in time. Mutant: a stream is let through as it is."""
+    asyncio.run(check_silent(("analyst", "silent"), STREAM, receive_s=0.2))
+    real = Turnstile.intercept_service
+
+    async def streams_pass(self: Turnstile, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        return handler if handler.request_streaming else await real(self, continuation, details)
+
+    monkeypatch.setattr(Turnstile, "intercept_service", streams_pass)
+    with pytest.raises((AssertionError, grpc.aio.AioRpcError)):
+        asyncio.run(check_silent(("analyst", "silent"), STREAM, receive_s=0.2, deadline_s=0.5))
+
+
+async def check_strangers(deadline_s: float = 10) -> None:
+    slow = Slow()
+    async with channel_to(slow, max_calls=10, max_of_one=2, max_of_strangers=3, max_checks=3) as channel:
+
+        def call(host: str, method: str = ENROLL) -> Any:
+            return asyncio.ensure_future(
+                channel.unary_unary(method)(b"x", metadata=(("host", host),), timeout=deadline_s)
+            )
+
+        async def answered(held: list[asyncio.Future[bytes]]) -> None:
+            held += [call("a"), call("a")]
+            await until_read(slow, 2, deadline_s)
+            await refusal(call("a"))
+            held.append(call("b"))
+            await until_read(slow, 3, deadline_s)
+            await refusal(call("c"))
+            held += [call("a", CHECK), call("a", CHECK), call("c", CHECK)]
+            await until_read(slow, 6, deadline_s)
+            await refusal(call("d", CHECK))
+            slow.go.set()
+            assert await channel.unary_unary(METHOD)(b"x", metadata=(("who", "jfk"),), timeout=10) == b"x"
+            assert await asyncio.gather(*held) == [b"x"] * 6
+
+        held: list[asyncio.Future[bytes]] = []
+        try:
+            await answered(held)
+        finally:
+            slow.go.set()
+            await asyncio.gather(*held, return_exceptions=True)
+
+
+@pytest.mark.slow
+def test_strangers_at_one_host_shut_out_neither_others_nor_balancers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host has its share and all of them theirs, and health checks are counted apart.
+
+    Mutants: all strangers are one caller; a check is a call like any other.
+    """
+    monkeypatch.setattr(turnstile, "host_of", as_said)
+    asyncio.run(check_strangers())
+    for name, value in (("host_of", lambda context: ""), ("CHECK", "")):
+        with monkeypatch.context() as mutant:
+            mutant.setattr(turnstile, name, value)
+            with pytest.raises((AssertionError, pytest.fail.Exception)):
+                asyncio.run(check_strangers(deadline_s=0.5))
+    most = turnstile.MAX_CALLS_OF_STRANGERS + turnstile.MAX_CHECKS_OF_STRANGERS
+    assert most < turnstile.MAX_CALLS
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:192.0.2.7:50000", "192.0.2.7"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:50000", "2001:db8:1:2::"),
+        ("ipv6:[2001:db8:1:2::9]:50000", "2001:db8:1:2::"),
+        ("ipv6:%5B::ffff:192.0.2.7%5D:50000", "192.0.2.7"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:50000", "fe80::"),
+        ("unix:", ""),
+    ],
+)
+def test_a_host_is_what_one_machine_cannot_change(peer: str, host: str) -> None:
+    """Its port is not part of it, nor the half of an IPv6 address that it chooses; IPv4 is IPv4 at either socket."""
+
+    class Called:
+        """What knows where a call came from."""
+
+        def peer(self) -> str:
+            return peer
+
+    called: Any = Called()
+    assert turnstile.host_of(called) == host
 
 
 class Recorder:

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_collector import roll_call
-from cloud_collector.absence import BEGINNING, END, Due, Known, Standing, standing
+from cloud_collector.absence import END, Due, Known, Standing, standing
+from cloud_collector.attendance import expected_of
 from cloud_collector.errors import StoreFailed
 from cloud_collector.landed import Action
 from cloud_collector.landing import Landing
+from cloud_collector.plans import RegisteredPlan
 from cloud_collector.register import Expectation
 from edge_agg.contract.release import Status
 from tests.cloud_collector.rolls import (
@@ -46,7 +48,7 @@ AGENTS = st.fixed_dictionaries(
         "heard": st.none() | st.integers(0, 9),
         "fenced": st.integers(0, 4).map(lambda n: n == 0),
         "named": st.sampled_from(["config", "told", "nobody"]),
-        "span": st.tuples(st.integers(-1, 4), st.integers(2, 8)),
+        "span": st.tuples(st.integers(-1, 4), st.integers(2, 8) | st.none()),
     }
 )
 Drawn = dict[str, Any]
@@ -111,7 +113,8 @@ def known_of(landing: Landing, *agents: str) -> Mapping[tuple[str, str], Known]:
 def arranged(landing: Landing, name: str, drawn: Drawn, off: int) -> Agent:
     """An agent with this history."""
     heard = None if drawn["heard"] is None else start_us(drawn["heard"]) + off
-    span = (start_us(drawn["span"][0]), start_us(drawn["span"][1]))
+    since, until = drawn["span"]
+    span = (start_us(since), END if until is None else start_us(until))
     agent = Agent(name, heard, fenced=drawn["fenced"], named=drawn["named"], span=span)
     for window, (status, skipped, arrives) in enumerate(drawn["steps"]):
         if not skipped:
@@ -123,15 +126,23 @@ def arranged(landing: Landing, name: str, drawn: Drawn, off: int) -> Agent:
 
 
 def by_the_rules(agents: Sequence[Agent], when: Due) -> dict[str, Counter[Standing]]:
-    """The same, a window at a time."""
-    anybody = any(one.named != "nobody" for one in agents)
+    """The same, a window at a time, of those whom an answer expects too."""
+    registered = RegisteredPlan(
+        plan=MAKER.plan,
+        hash=MAKER.hash,
+        text=MAKER.text,
+        nodes=tuple(one.name for one in agents if one.named == "config"),
+        tenant="acme",
+    )
+    reported = {("acme", one.name): start_us(min(one.here)) for one in agents if one.here}
+    expected = expected_of(
+        registered, reported, {("acme", one.name): one.span for one in agents if one.named == "told"}
+    )
     found: dict[str, Counter[Standing]] = {}
     for one in agents:
-        since, until = one.span if one.named == "told" else (BEGINNING, END)
-        if one.named == "nobody" and one.here:
-            since = start_us(min(one.here))
+        since, until = expected.get(("acme", one.name), (END, END))
         windows = [n for n in range(WINDOWS) if since <= start_us(n) < until]
-        if one.named == "nobody" and (anybody or not one.here):
+        if ("acme", one.name) not in expected:
             windows = sorted(one.here)
         if windows:
             said = {n: Standing(status.value) for n, status in one.here.items()}
@@ -205,6 +216,28 @@ def test_an_agent_that_nobody_expects_is_told_apart(landing: Landing) -> None:
     found = {one.agent: one for one in landing.roll_call(ask(["known"])).worst}
     assert (found["known"].expected, found["stray"].expected) == (True, False)
     assert +Counter(dict(found["stray"].counts)) == {Standing.RELEASED: 1}
+
+
+def test_that_one_is_expected_no_longer_names_nobody(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the roster is learned, a span that ends is the end of one agent's, and the others stay expected.
+
+    Mutant: a span that ends names somebody, so that everybody else's silence is well.
+    """
+    for name in ("gone", "silent"):
+        agent = Agent(name, named="told" if name == "gone" else "nobody", span=(start_us(1), start_us(3)))
+        for window in (1, 2):
+            agent.seal(window)
+            agent.arrive(landing, window)
+        agent.tell(landing)
+
+    def offline() -> dict[str, int]:
+        return {one.agent: one.counts[Standing.OFFLINE] for one in landing.roll_call(ask()).worst}
+
+    assert offline() == {"gone": 0, "silent": 3}
+    with landing.known(bytes(MAKER.hash), MAKER.plan.name, "acme") as facts:
+        assert facts.reported() == {("acme", "gone"): start_us(1), ("acme", "silent"): start_us(1)}
+    monkeypatch.setattr(roll_call, "_ROLL", roll_call._ROLL.replace("WHERE until_us = :ever", ""))
+    assert offline() == {"gone": 0, "silent": 0}
 
 
 def test_a_restored_hole_is_lost_and_holds_up_nothing(landing: Landing) -> None:

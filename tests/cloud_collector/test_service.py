@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import threading
+import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import pytest
 
 from cloud_collector import gate
 from cloud_collector import service as room
+from cloud_collector.caller import LOCAL, Caller, Kind
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.gate import PUSHBACK_MS, Gate, local
 from cloud_collector.landing import Verdict
@@ -23,18 +26,19 @@ from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, RULES, Refusal
 from edge_agg.contract.v1 import collector_pb2, query_pb2
 from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceStub, add_CollectorServiceServicer_to_server
 from edge_agg.contract.v1.query_pb2_grpc import QueryServiceStub, add_QueryServiceServicer_to_server
-from tests.cloud_collector.front import PLAN, FakeRegistry, registered, release, request
+from tests.cloud_collector.front import PLAN, FakeRegistry, registered, release, request, week
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from datetime import datetime
 
-    from cloud_collector.caller import Caller
     from edge_agg.contract.plan import Plan
     from edge_agg.contract.release import Release, Sealed
     from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceAsyncStub
     from edge_agg.contract.v1.query_pb2_grpc import QueryServiceAsyncStub
 
 CANARY = "canary-4711"
+LATER = week(50)
 ACCEPTED, DUPLICATE, REFUSED = (
     (collector_pb2.OUTCOME_ACCEPTED, ""),
     (collector_pb2.OUTCOME_DUPLICATE, ""),
@@ -97,12 +101,13 @@ async def opened(
     *,
     max_batch: int = 4,
     max_calls: int = 8,
+    now: datetime = LATER,
 ) -> AsyncIterator[Doors]:
     landing = FakeLanding() if landing is None else landing
     failures: list[str] = []
     door = Door(max_calls=max_calls, threads=2, store_failed=lambda: failures.append("store"))
     server = grpc.aio.server(interceptors=[Gate(local)])
-    collector = CollectorService(landing, lookup, door=door, max_batch=max_batch)  # type: ignore[arg-type]  # a fake
+    collector = CollectorService(landing, lookup, door=door, max_batch=max_batch, now=lambda: now)  # type: ignore[arg-type]  # a fake
     query = QueryService(FakeRegistry(registered("a", "b")), FakeAnswers(answer), door=door)  # type: ignore[arg-type]  # a fake
     add_CollectorServiceServicer_to_server(collector, server)
     add_QueryServiceServicer_to_server(query, server)
@@ -194,6 +199,19 @@ def test_an_unknown_plan_is_refused_and_never_landed() -> None:
     asyncio.run(run())
 
 
+def test_a_window_that_is_not_yet_is_refused_and_never_landed() -> None:
+    """By the collector's clock; its neighbour is taken. Mutant: a clock to which all is past."""
+
+    async def outcomes(now: datetime) -> list[tuple[int, str]]:
+        async with opened(now=now) as doors:
+            answer = await doors.push.PushReleases(request(release("a", 2), release("a", 4)))
+            assert len(doors.landing.landed) == sum(one.outcome != REFUSED for one in answer.receipts)
+            return [(one.outcome, one.refusal) for one in answer.receipts]
+
+    assert asyncio.run(outcomes(week(2))) == [ACCEPTED, (REFUSED, "window_ahead")]
+    assert asyncio.run(outcomes(LATER)) == [ACCEPTED, ACCEPTED]
+
+
 def _raised(plan: Plan) -> Plan:
     import msgspec
 
@@ -254,6 +272,132 @@ async def check_bound() -> None:
 def test_calls_in_work_are_bounded() -> None:
     """One call more than the bound is refused while the others are in work, and taken after them."""
     asyncio.run(check_bound())
+
+
+async def check_slow_reader() -> None:
+    asked = threading.Event()
+
+    def answer(request: query_pb2.EstimateRequest, _: Caller) -> bytes:
+        if request.plan != "large":
+            return b"short"
+        asked.set()
+        return bytes(2**24)
+
+    async with opened(answer=answer, max_calls=1) as doors:
+        slow = doors.query.Estimate(query_pb2.EstimateRequest(plan="large"), timeout=20)
+        assert await asyncio.to_thread(asked.wait, 10)
+        for _ in range(40):
+            await asyncio.sleep(0.05)
+            try:
+                assert await ask(doors) == b"short"
+                break
+            except grpc.aio.AioRpcError:
+                continue
+        else:
+            raise AssertionError("its place was never given back")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            [part async for part in slow]
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.slow
+def test_an_answer_that_nobody_reads_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next question is answered; whoever reads on after all hears why there is no more. Mutant: no time limit."""
+    monkeypatch.setattr(gate, "HAND_OUT_S", 0.1)
+    asyncio.run(check_slow_reader())
+    monkeypatch.setattr(gate, "HAND_OUT_S", 3600.0)
+    with pytest.raises(AssertionError):
+        asyncio.run(check_slow_reader())
+
+
+class Told(Exception):
+    """A call was refused."""
+
+
+class Ended:
+    """A call's context that can only be refused."""
+
+    def peer(self) -> str:
+        """Nobody in particular."""
+        return ""
+
+    async def abort(self, *_: object) -> None:
+        """As gRPC does."""
+        raise Told
+
+
+async def check_share(who: list[Caller]) -> None:
+    door, ended = Door(max_calls=8, threads=1, store_failed=lambda: None), cast("Any", Ended())
+    ann, bob = (Caller(kind=Kind.ANALYST, tenant="acme", name=name) for name in ("ann", "bob"))
+    async with contextlib.AsyncExitStack() as stack:
+        for one in (ann, ann, bob, bob, LOCAL, LOCAL, LOCAL):
+            who[:] = [one]
+            await stack.enter_async_context(door.opened("Estimate", ended))
+        for one in (ann, bob):
+            who[:] = [one]
+            with pytest.raises(Told):
+                await stack.enter_async_context(door.opened("Estimate", ended))
+    who[:] = [ann]
+    async with door.opened("Estimate", ended):
+        assert door._in_work == 1
+    door.close()
+
+
+def test_one_caller_has_a_quarter_of_a_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two analysts do not hold all the places of a door; what was answered makes room. Mutant: no share."""
+    who: list[Caller] = []
+    monkeypatch.setattr(room, "caller", lambda: who[0])
+    asyncio.run(check_share(who))
+    real = Door.__init__
+
+    def unshared(self: Door, **more: Any) -> None:
+        real(self, **more)
+        self._max_of_one = self._max_calls
+
+    monkeypatch.setattr(Door, "__init__", unshared)
+    with pytest.raises(pytest.fail.Exception):
+        asyncio.run(check_share(who))
+
+
+class Held:
+    """A request's bytes."""
+
+
+async def check_let_go() -> None:
+    door, free = Door(max_calls=8, threads=2, store_failed=lambda: None), threading.Event()
+    try:
+        held = [Held() for _ in range(50)]
+        kept = [weakref.ref(one) for one in held]
+        calls = [asyncio.create_task(door.work(lambda _: free.wait(10), one)) for one in held]
+        await asyncio.sleep(0.01)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        calls.clear()
+        held.clear()
+        await asyncio.sleep(0)  # the loop itself holds what it has just told us
+        gc.collect()
+        assert sum(one() is not None for one in kept) <= 4  # the threads' own, and what names the last of the loop
+        free.set()
+        assert await asyncio.wait_for(asyncio.gather(*(door.work(int) for _ in range(8))), 10) == [0] * 8
+    finally:
+        free.set()
+        door.close()
+
+
+def test_what_was_cancelled_is_not_kept_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller who sends and cancels fills no queue, and the threads are free after it.
+
+    Mutant: the pool's own queue, which keeps a request until its turn comes.
+    """
+    asyncio.run(check_let_go())
+
+    async def queued(self: Door, job: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, job, *args)
+
+    monkeypatch.setattr(Door, "work", queued)
+    with pytest.raises(AssertionError):
+        asyncio.run(check_let_go())
 
 
 def test_a_failed_disk_is_refused_and_told_to_the_server() -> None:

@@ -22,6 +22,7 @@ from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.statement import budget_of
 from edge_agg.series import Account, Series
 from edge_agg.window import Span
+from tests.cloud_collector.conftest import NOW
 from tests.cloud_collector.front import push, running
 from tests.fakes import COUNT, DAY, MONDAY, WEEK, Row, batch_of, small_plan_text
 
@@ -74,7 +75,7 @@ def test_a_vetoed_window_is_released_without_values_or_charge(tmp_path: Path) ->
         for one in made:
             release = opened(one)
             assert (release.veto, release.charge, one.payload) == (reason, Charge(), b"")
-            assert admit(one.header, one.payload, lambda _: PLAN, LOCAL.sends_for).release == release
+            assert admit(one.header, one.payload, lambda _: PLAN, LOCAL.sends_for, NOW).release == release
 
 
 @pytest.mark.parametrize("reason", Veto)
@@ -82,10 +83,10 @@ def test_every_rule_is_admitted_and_only_with_its_status(tmp_path: Path, reason:
     """Guarantee: any rule is taken; one beside another status is malformed (mutant: a veto on a lost window)."""
     vetoed = opened(weeks_of(tmp_path, "node", "[plans]\nallowed = []", weeks=1)[0])
     fits = codec.seal(replace(vetoed, veto=reason), b"")
-    assert admit(fits.header, b"", lambda _: PLAN, LOCAL.sends_for).release.veto is reason
+    assert admit(fits.header, b"", lambda _: PLAN, LOCAL.sends_for, NOW).release.veto is reason
     lost = codec.seal(replace(vetoed, veto=reason, status=Status.LOST), b"")
     with pytest.raises(Refused) as refused:
-        admit(lost.header, b"", lambda _: PLAN, LOCAL.sends_for)
+        admit(lost.header, b"", lambda _: PLAN, LOCAL.sends_for, NOW)
     assert refused.value.refusal is Refusal.MALFORMED
 
 

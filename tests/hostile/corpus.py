@@ -180,6 +180,7 @@ RELEASES: dict[str, tuple[Callable[[Maker], Crafted], Refusal]] = {
     "an empty header": (lambda maker: _flat(maker, b""), Refusal.MALFORMED),
     "4 billion rows": (lambda maker: _crafted(maker, rows=2**32 - 1), Refusal.PLAN_MISMATCH),
     "an unknown plan": (lambda maker: _crafted(maker, plan_hash=b"\1" * 32), Refusal.PLAN_UNKNOWN),
+    "a window of 2051": (lambda maker: _crafted(maker, window=2000), Refusal.WINDOW_AHEAD),
     "another plan's name": (lambda maker: _crafted(maker, plan="elsewhere"), Refusal.PLAN_MISMATCH),
 }
 """Headers, and payloads that are not theirs."""

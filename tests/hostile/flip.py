@@ -26,7 +26,7 @@ import zstandard
 
 from cloud_collector.admission import Admitted, Refused, admit
 from edge_agg.contract import arrow, codec
-from tests.cloud_collector.conftest import PLAN, Maker
+from tests.cloud_collector.conftest import NOW, PLAN, Maker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +94,7 @@ def crafted(one: Honest, chance: random.Random) -> tuple[bytes, bytes]:
 def judged(one: Honest, header: bytes, payload: bytes) -> bool:
     """Whether a release is admitted; what is admitted must survive being sealed again, or it is a finding."""
     try:
-        admitted: Admitted = admit(header, payload, one.maker.plan_of, lambda tenant, agent: True)
+        admitted: Admitted = admit(header, payload, one.maker.plan_of, lambda tenant, agent: True, NOW)
     except Refused:
         return False
     values = admitted.values
@@ -104,7 +104,7 @@ def judged(one: Honest, header: bytes, payload: bytes) -> bool:
         keys = None if partition is None or values.keys is None else arrow.Keys(partition.label, values.keys)
         again = replace(admitted.release, payload_sha256=sha256(payload := arrow.encode(values.columns, keys)).digest())
         sealed = codec.seal(again, payload)
-        twice = admit(sealed.header, sealed.payload, one.maker.plan_of, lambda tenant, agent: True).values
+        twice = admit(sealed.header, sealed.payload, one.maker.plan_of, lambda tenant, agent: True, NOW).values
         assert twice.keys == values.keys
         assert all(np.array_equal(twice.columns[name], column) for name, column in values.columns.items())
     return True

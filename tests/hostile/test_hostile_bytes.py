@@ -23,7 +23,7 @@ from cloud_collector.admission import Refused, admit
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.v1 import release_pb2
-from tests.cloud_collector.conftest import PLAN, Maker
+from tests.cloud_collector.conftest import NOW, PLAN, Maker
 from tests.fuzz.limits import memory_limit
 from tests.hostile import flip
 from tests.hostile.corpus import PAYLOADS, RELEASES, STREAMS, around, corpus
@@ -38,7 +38,7 @@ MOST_CPU_S = 0.25
 def verdict(header: bytes, payload: bytes) -> Refusal | None:
     """What admission says; None if it lets the release in. Anything but a refusal fails the test."""
     try:
-        admit(header, payload, MAKER.plan_of, lambda tenant, agent: True)
+        admit(header, payload, MAKER.plan_of, lambda tenant, agent: True, NOW)
     except Refused as error:
         return error.refusal
     return None

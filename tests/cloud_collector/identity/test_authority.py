@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -14,16 +15,18 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_collector.authority import certificate as make
-from cloud_collector.authority import denylist
+from cloud_collector.authority import denylist, folder
 from cloud_collector.authority import index as room
 from cloud_collector.authority.folder import Authority
 from cloud_collector.authority.index import Index
-from cloud_collector.denied import DenyList
+from cloud_collector.denied import DenyList, fingerprints
 from cloud_collector.errors import ConfigInvalid, RequestInvalid
 from cloud_collector.secret import hashed
+from edge_agg.contract.v1 import enrollment_pb2
+from edge_agg.contract.v1.enrollment_pb2_grpc import EnrollmentServiceStub
 from edge_agg.identity.credentials import identity_of
 from edge_agg.identity.request import Request
-from tests.cloud_collector.fleet import DOMAIN, LIFE, Fleet
+from tests.cloud_collector.fleet import DOMAIN, LIFE, Fleet, aged, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +50,10 @@ def leaf(chain: bytes) -> x509.Certificate:
     return x509.load_pem_x509_certificate(chain)
 
 
+def renewed(authority: Authority, held: x509.Certificate) -> x509.Certificate:
+    return leaf(authority.renew(held.serial_number, csr(), fingerprints(held)))
+
+
 def test_a_token_says_whose_certificate_it_is(fleet: Fleet) -> None:
     """Name, role and rights are the token's; of the request, only the key is used."""
     with fleet.authority() as authority:
@@ -58,8 +65,8 @@ def test_a_token_says_whose_certificate_it_is(fleet: Fleet) -> None:
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
-def check_single_use(folder: Path) -> None:
-    fleet, together = Fleet(folder), threading.Barrier(8)
+def check_single_use(at: Path) -> None:
+    fleet, together = Fleet(at), threading.Barrier(8)
     with fleet.authority() as authority:
         token = authority.make_token("acme", "jfk", HOUR)
 
@@ -172,6 +179,42 @@ def test_nothing_outlives_its_issuer(fleet: Fleet) -> None:
     assert leaf(late.chain).not_valid_after_utc == issuer.not_valid_after_utc
 
 
+def lives_after_another_issuer(at: Path, *, forget: bool = False) -> list[timedelta]:
+    """Of what was cut short by an issuer's end, renewed once beside it and again below the next issuer."""
+    fleet = Fleet(at)
+    issuer = leaf((fleet.pki / "issuer.pem").read_bytes())
+    late, later = issuer.not_valid_after_utc - HOUR, issuer.not_valid_after_utc - HOUR / 12
+    agent = leaf(fleet.holder("acme", "jfk", now=lambda: late).chain)
+    out = fleet.hand_out("late", fleet.server(now=lambda: late))
+    with fleet.authority(now=lambda: later) as authority:
+        agent = renewed(authority, agent)
+        authority.renew_in(out)
+        if forget:
+            authority._index._db.execute("DROP TABLE lives")
+    with fleet.authority(now=lambda: later + HOUR / 24) as authority:
+        authority.renew_issuer()
+        agent = renewed(authority, agent)
+        authority.renew_in(out)
+    server = leaf((out / "cert.pem").read_bytes())
+    return [one.not_valid_after_utc - one.not_valid_before_utc - make.BACKDATED for one in (agent, server)]
+
+
+def test_what_an_issuers_end_cut_short_is_whole_again_below_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal is for as long as was asked for, whatever was left of it. Mutant: for as long as the last one."""
+    (tmp_path / "real").mkdir()
+    assert lives_after_another_issuer(tmp_path / "real") == [LIFE, LIFE]
+    monkeypatch.setattr(folder, "_life", lambda held: held.ends - held.issued)
+    (tmp_path / "mutant").mkdir()
+    assert max(lives_after_another_issuer(tmp_path / "mutant")) < HOUR
+
+
+def test_an_index_that_knows_no_lives_is_taken_over(tmp_path: Path) -> None:
+    """What an older version issued, perhaps cut short, is renewed for as long as its kind is by default."""
+    assert lives_after_another_issuer(tmp_path, forget=True) == [make.CLIENT_LIFE, make.SERVER_LIFE]
+
+
 def test_serials_are_random_and_on_record(fleet: Fleet) -> None:
     """Every certificate is in the index before anybody has it."""
     serials = {leaf(fleet.holder("acme", f"a{n}").chain).serial_number for n in range(8)}
@@ -182,9 +225,9 @@ def test_serials_are_random_and_on_record(fleet: Fleet) -> None:
 
 def test_a_renewal_is_for_the_same_identity_and_never_after_a_revocation(fleet: Fleet) -> None:
     """Whose it is stands on record; who was revoked, by serial or by identity, renews nothing more."""
-    first = leaf(fleet.holder("acme", "jfk").chain)
+    first = leaf(fleet.holder("acme", "jfk", now=aged).chain)
     with fleet.authority() as authority:
-        second = leaf(authority.renew(first.serial_number, csr()))
+        second = renewed(authority, first)
         assert identity_of(second) == identity_of(first)
         assert {one.serial for one in authority.revoke(subject=f"spiffe://{DOMAIN}/acme/jfk")} == {
             first.serial_number,
@@ -192,12 +235,107 @@ def test_a_renewal_is_for_the_same_identity_and_never_after_a_revocation(fleet: 
         }
         for one in (first, second):
             with pytest.raises(RequestInvalid):
-                authority.renew(one.serial_number, csr())
+                renewed(authority, one)
         assert authority.revoke(serial=first.serial_number) == []
         with pytest.raises(RequestInvalid):
-            authority.renew(12345, csr())
+            authority.renew(12345, csr(), ())
     denied = (fleet.pki / "denied.txt").read_text()
     assert all(f"serial:{one.serial_number:x}" in denied for one in (first, second))
+
+
+def check_another_authority(at: Path) -> None:
+    for name in ("ours", "theirs"):
+        (at / name).mkdir(parents=True)
+    fleet, other = Fleet(at / "ours"), Fleet(at / "theirs")
+    serial = leaf(fleet.holder("acme", "jfk", now=aged).chain).serial_number
+    with pytest.MonkeyPatch.context() as chosen:
+        chosen.setattr(x509, "random_serial_number", lambda: serial)
+        same = other.holder("acme", "lga", now=aged)
+    (at / "both.pem").write_bytes(fleet.anchors + other.anchors)
+    with fleet.serving(ca_file=at / "both.pem") as served, same.channel(served.address, fleet.anchors) as channel:
+        stub, asked = EnrollmentServiceStub(channel), enrollment_pb2.RenewRequest(csr=csr())
+        assert refusal(lambda: stub.Renew(asked, timeout=20)) == "enrollment_refused"
+
+
+def test_a_serial_of_another_authority_is_nobody_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two CAs in `ca_file`, a serial alone names two certificates. Mutant: the serial decides whose it is."""
+    check_another_authority(tmp_path / "real")
+    real = Authority.renew
+
+    def by_serial(self: Authority, serial: int, sent: bytes, _: object) -> bytes:
+        return real(self, serial, sent, {one.fingerprint for one in self.certificates()})
+
+    monkeypatch.setattr(Authority, "renew", by_serial)
+    with pytest.raises(pytest.fail.Exception):
+        check_another_authority(tmp_path / "mutant")
+
+
+def renewed_at_most(at: Path, asked: timedelta, times: int) -> int:
+    """How many of so many renewals of one serial are given, that long after its issue."""
+    fleet, now = Fleet(at), datetime.now(UTC)
+    held, given = leaf(fleet.holder("acme", "jfk", now=lambda: now - asked).chain), 0
+    with fleet.authority(now=lambda: now) as authority:
+        for _ in range(times):
+            with contextlib.suppress(RequestInvalid):
+                renewed(authority, held)
+                given += 1
+    return given
+
+
+def test_a_certificate_is_renewed_in_the_second_half_of_its_life_and_so_often_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stolen key gets few certificates; an agent asks at two thirds, so it never asks in vain.
+
+    Mutant: a renewal is not looked at.
+    """
+    folders = iter(tmp_path / str(n) for n in range(10))
+
+    def given(asked: timedelta, times: int) -> int:
+        at = next(folders)
+        at.mkdir()
+        return renewed_at_most(at, asked, times)
+
+    assert given(LIFE * 0.49, 1) == 0
+    assert given(LIFE * 0.5, 1) == 1
+    begins = -make.BACKDATED
+    assert given(begins + (LIFE + make.BACKDATED) * 2 / 3, 20) == folder.MOST_A_DAY
+    with monkeypatch.context() as mutant:
+        mutant.setattr(Authority, "_check_due", lambda self, held: None)
+        assert given(HOUR, 20) == 20
+
+
+def test_the_day_after_it_is_renewed_again(fleet: Fleet) -> None:
+    """A device that could keep nothing of what came, as with a full disk, is not shut out for good."""
+    now = datetime.now(UTC)
+    held = leaf(fleet.holder("acme", "jfk", now=lambda: now - LIFE * 0.7).chain)
+    for day in range(3):
+        with fleet.authority(now=lambda day=day: now + timedelta(days=day)) as authority:
+            for _ in range(folder.MOST_A_DAY):
+                renewed(authority, held)
+            with pytest.raises(RequestInvalid, match="within a day"):
+                renewed(authority, held)
+
+
+def check_many_revoked(fleet: Fleet) -> None:
+    chains = [leaf(fleet.holder("acme", "jfk").chain) for _ in range(denylist.MOST_LINES + 1)]
+    subject, path = f"spiffe://{DOMAIN}/acme/jfk", fleet.pki / "denied.txt"
+    lines = len(path.read_text().splitlines())
+    with fleet.authority() as authority:
+        assert len(authority.revoke(subject=subject)) == len(chains)
+        assert authority.revoke(subject=subject) == []
+    assert len(path.read_text().splitlines()) == lines + 1
+    assert all(DenyList(path).denies(serial=one.serial_number, spiffe_id=subject, fingerprints=()) for one in chains)
+
+
+def test_a_subject_of_many_certificates_takes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list stays short, and all of them are denied. Mutant: a line each."""
+    (tmp_path / "real").mkdir()
+    check_many_revoked(Fleet(tmp_path / "real"))
+    monkeypatch.setattr(denylist, "by_subject", lambda issued: False)
+    (tmp_path / "mutant").mkdir()
+    with pytest.raises(AssertionError):
+        check_many_revoked(Fleet(tmp_path / "mutant"))
 
 
 def check_revoked_beside(fleet: Fleet, name: str, before: str | None) -> None:
@@ -229,7 +367,7 @@ def test_a_servers_certificate_is_renewed_by_hand_alone(fleet: Fleet) -> None:
     before = leaf((out / "cert.pem").read_bytes())
     with fleet.authority() as authority:
         with pytest.raises(RequestInvalid, match="server"):
-            authority.renew(before.serial_number, csr())
+            renewed(authority, before)
         authority.renew_in(out)
     after = leaf((out / "cert.pem").read_bytes())
     names = [one.extensions.get_extension_for_class(x509.SubjectAlternativeName).value for one in (before, after)]

@@ -8,15 +8,21 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
-from cloud_collector import client
+from cloud_collector import client, shared_plans
 from cloud_collector.__main__ import cli
+from cloud_collector.authority import certificate as make
+from cloud_collector.authority.denylist import MOST_LINES
+from cloud_collector.authority.folder import Authority
 from cloud_collector.config import load
-from cloud_collector.errors import AccessDenied, ConfigInvalid
+from cloud_collector.errors import AccessDenied, ConfigInvalid, StoreFailed
 from edge_agg.identity.credentials import identity_of
 from tests.cloud_collector.front import PLAN_TEXT, running
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cloud_collector.config import Config
+    from cloud_collector.plans import PlanRegistry
 
 CONFIG = """
 [collector]
@@ -84,6 +90,18 @@ def test_a_token_is_issued_used_listed_and_revoked(home: Path) -> None:
     assert "revoked" in ok("token", "list", "--config", config)
 
 
+def test_a_registry_that_fails_leaves_no_token(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that nobody was told would be valid until somebody looks. Mutant: the registry is read afterwards."""
+
+    def unreachable(config: Config) -> PlanRegistry:
+        raise StoreFailed("the bucket does not answer")
+
+    monkeypatch.setattr(shared_plans, "registry", unreachable)
+    done = run("token", "issue", "ann", "--tenant", "acme", "--config", home / "collector.toml")
+    assert (done.exit_code, done.stdout) == (5, "")
+    assert "ann" not in ok("token", "list", "--config", home / "collector.toml")
+
+
 def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
     """`ca issue --analyst` is all it takes; `ca renew --in` makes another key; `ca revoke` ends both."""
     ok("ca", "issue", home / "pki", "--analyst", "ann", "--tenant", "acme", "--out", home / "ann")
@@ -107,6 +125,39 @@ def test_an_analyst_with_a_certificate_asks(home: Path) -> None:
     assert ok("ca", "list", home / "pki").count("revoked") == 2
     assert "no certificate" in ok("ca", "revoke", home / "pki", f"{first:x}")
     assert "denied.txt" in run("ca", "revoke", home / "pki", f"{first:x}").stderr
+
+
+def test_a_root_cannot_be_revoked_and_that_is_said(home: Path) -> None:
+    """Denying nothing is not success. The issuer below it can be, by its serial; mutant: roots are passed over."""
+    for name, code in (("root", 3), ("issuer", 0)):
+        certificate = x509.load_pem_x509_certificate((home / "pki" / f"{name}.pem").read_bytes())
+        done = run("ca", "revoke", home / "pki", f"{certificate.serial_number:x}")
+        assert (done.exit_code, "ca_file" in done.stderr.replace("denied_file", "")) == (code, name == "root")
+
+
+def test_revoking_many_certificates_says_that_the_name_is_out(home: Path) -> None:
+    """And how it gets in again: an operator would not know why the next enrollment is refused."""
+    with Authority.opened(home / "pki") as authority:
+        for _ in range(MOST_LINES + 1):
+            authority.issue_client(authority.id_of("acme", "jfk"), make.new_key().public_key(), make.CLIENT_LIFE)
+    subject = "spiffe://fleet.example/acme/jfk"
+    told = ok("ca", "revoke", home / "pki", subject)
+    assert told.startswith(f"denied {subject}: {MOST_LINES + 1} certificates")
+    assert "to let the name in again" in told
+    assert len(told.splitlines()) == 2
+    assert f"id:{subject} " in (home / "pki" / "denied.txt").read_text()
+
+
+def test_revoking_an_analyst_says_that_bearer_tokens_stay(home: Path) -> None:
+    """They are another command's: whoever ends an analyst's certificates must know where the rest is."""
+    config = home / "collector.toml"
+    ok("ca", "issue", home / "pki", "--analyst", "ann", "--tenant", "acme", "--out", home / "ann")
+    ok("token", "issue", "ann", "--tenant", "acme", "--config", config)
+    done = run("ca", "revoke", home / "pki", "spiffe://fleet.example/acme/analyst/ann")
+    assert "`cloud-collector token revoke`" in done.stderr
+    assert "revoked" not in ok("token", "list", "--config", config)
+    ok("ca", "issue", home / "pki", "--agent", "jfk", "--tenant", "acme", "--out", home / "jfk")
+    assert "token" not in run("ca", "revoke", home / "pki", "spiffe://fleet.example/acme/jfk").stderr
 
 
 @pytest.mark.parametrize(

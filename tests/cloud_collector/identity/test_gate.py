@@ -111,6 +111,34 @@ def test_a_certificate_that_names_not_exactly_one_caller_names_nobody(
         identify._certified(bad.chain, b"")
 
 
+def check_long_chains(fleet: Fleet) -> None:
+    gate._shown.cache_clear()
+    identify = Identification(
+        domain=DOMAIN,
+        denied=DenyList(fleet.pki / "denied.txt"),
+        tokens=None,  # type: ignore[arg-type]  # not looked at
+        now=lambda: datetime.now(UTC),
+    )
+    chain = fleet.holder("acme", "jfk").chain
+    own, issuer = (make.pem(one) for one in x509.load_pem_x509_certificates(chain))
+    assert identify._certified(own, own + issuer * 7).name == "jfk"
+    for long in (own + issuer * 8, chain + b"\n" * 2**14):
+        with pytest.raises(Refused, match="no valid certificate"):
+            identify._certified(own, long)
+    assert gate._shown.cache_info().currsize == 1
+
+
+def test_a_chain_that_is_too_long_is_nobodys_and_is_not_kept(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process remembers of callers is bounded in bytes. Mutants: by count alone; by bytes alone."""
+    check_long_chains(fleet)
+    for bound, much in (("MAX_CHAIN_BYTES", 2**20), ("MAX_CHAIN", 2**20)):
+        with monkeypatch.context() as mutant:
+            mutant.setattr(gate, bound, much)
+            with pytest.raises(pytest.fail.Exception):
+                check_long_chains(fleet)
+    gate._shown.cache_clear()
+
+
 def test_another_domain_is_nobody(tmp_path: Path) -> None:
     """Neither by an issuer of that domain below a trusted root, nor by ours, which cannot sign for it."""
     fleet = Fleet(tmp_path)

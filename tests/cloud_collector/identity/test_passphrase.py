@@ -168,7 +168,7 @@ def test_an_issuer_that_ended_issues_nothing_and_can_be_renewed(fleet: Fleet, mo
     """What it made would be over before it began. A lost or half written issuer's key is replaced in the same way."""
     ends = keys.certificate_of(fleet.pki, "issuer").not_valid_after_utc
     with fleet.authority(now=lambda: ends) as authority:
-        with pytest.raises(ConfigInvalid, match=r"issuer\.pem: ended on .* `cloud-collector ca renew --issuer`"):
+        with pytest.raises(ConfigInvalid, match=r"issuer\.pem: ended on .* `cloud-collector ca renew FOLDER --issuer`"):
             authority.check()
         authority.renew_issuer()
         authority.check()

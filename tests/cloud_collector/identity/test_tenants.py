@@ -31,7 +31,7 @@ from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceStub
 from edge_agg.contract.v1.enrollment_pb2_grpc import EnrollmentServiceStub
 from edge_agg.contract.v1.query_pb2_grpc import QueryServiceStub
 from edge_agg.identity.request import Request
-from tests.cloud_collector.fleet import Fleet, pushed, refusal
+from tests.cloud_collector.fleet import Fleet, aged, pushed, refusal
 from tests.cloud_collector.front import PLAN_TEXT, FakeLake, release, request
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def check_apart(folder: Path, plans: list[PlanEntry]) -> None:
             with fleet.holder(tenant, node).channel(served.address, fleet.anchors) as channel:
                 assert pushed(channel, release(node, 0, 4000 if tenant == THEIRS else 1, tenant=tenant))[0][1] == ""
         ours = {
-            Kind.AGENT: fleet.holder(OURS, "jfk").channel(served.address, fleet.anchors),
+            Kind.AGENT: fleet.holder(OURS, "jfk", now=aged).channel(served.address, fleet.anchors),
             Kind.ANALYST: fleet.holder(OURS, "ann", analyst=True).channel(served.address, fleet.anchors),
         }
         try:

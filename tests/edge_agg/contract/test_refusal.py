@@ -58,4 +58,5 @@ def test_wire_codes_are_unique_and_stable() -> None:
         "revoked",
         "forbidden",
         "enrollment_refused",
+        "window_ahead",
     ]

@@ -3,10 +3,13 @@ PYTHON ?= python3.11
 DEMO_PORT ?= 8815
 MARKS ?= not slow
 JOBS ?= 0
+SUMMARY ?= fE
 MINUTES ?= 20
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 READY := .venv/.ready
+COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
+COLLECTOR := collector s3 postgres tracing
 
 .PHONY: help setup bench-privacy bench-peers bench-agent bench-collector soak fuzz tools demo notebook test check format lint types imports config-docs proto proto-check proto-baseline lock clean
 
@@ -39,7 +42,7 @@ fuzz: setup ## coverage-guided fuzzing of decode and the readers, five minutes a
 	for target in typed lines cells frames bodies; do \
 	  $(BIN)/python -m tests.fuzz.harness $$target -max_total_time=300 -max_len=256 || exit 1; done
 
-tools: ## what tests need besides the .venv, under .tools/: Mosquitto and PostgreSQL from Debian, a distributed engine
+tools: ## what tests need besides the .venv, under .tools/: Mosquitto and PostgreSQL from Debian (by apt-get, without root), a distributed engine
 	sh tests/conformance/mosquitto.sh
 	sh tests/cloud_collector/postgres.sh
 	$(PYTHON) examples/engine/environment.py
@@ -54,10 +57,10 @@ notebook: setup ## Jupyter on notebooks/quickstart.ipynb, over the store that th
 	$(BIN)/python -m examples.flights.notebook
 
 test: setup ## the fast tests
-	$(BIN)/python -m pytest -m "$(MARKS)" -n $(JOBS)
+	$(BIN)/python -m pytest -m "$(MARKS)" -n $(JOBS) -r $(SUMMARY)
 
-check: setup lint types imports proto-check ## what a change must pass: format, lint, types, rooms, proto, all tests
-	$(MAKE) test MARKS="slow or not slow" JOBS=auto
+check: setup lint types imports proto-check ## what a change must pass: format, lint, types, rooms, proto, all tests; says at its end what was skipped
+	$(MAKE) test MARKS="slow or not slow" JOBS=auto SUMMARY=fEs
 
 format: setup ## write the code the way `check` wants it
 	$(BIN)/ruff format .
@@ -82,12 +85,16 @@ proto: setup ## write the stubs of proto/ anew
 proto-check: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh proto/check.sh
 
-lock: setup ## write requirements.lock anew (needs uv)
-	uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras --no-emit-package pandas \
-	  --python-version 3.11 pyproject.toml --output-file requirements.lock
+lock: setup ## write requirements.lock, and what each role installs of it, anew (needs uv)
+	$(COMPILE) pyproject.toml --all-extras --no-emit-package pandas --output-file requirements.lock
+	$(COMPILE) pyproject.toml --constraint requirements.lock --output-file requirements-agent.lock
+	$(COMPILE) pyproject.toml --constraint requirements.lock $(COLLECTOR:%=--extra %) --output-file requirements-collector.lock
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
+	  | $(COMPILE) - --constraint requirements.lock --output-file requirements-build.lock
 
 proto-baseline: setup ## after a release of the wire: what later changes must not break
 	cd proto && ../$(BIN)/buf build --exclude-source-info -o baseline.binpb
 
 clean: ## away with what the targets made
-	rm -rf .venv .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .demo .tools .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

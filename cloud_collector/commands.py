@@ -28,6 +28,7 @@ Exit codes:
   2  wrong usage of the command line
   3  a config, plan or request is invalid: fix what is named
   5  the store failed: look at the disk
+  6  a store does not take part now, as a server that is down: try again
 """
 CODE_OF_CHECK = "  4  fleet --check: somebody is fenced, lost or offline\n"
 DIFFERS = 8
@@ -41,6 +42,8 @@ _CONFIG = click.option(
 )
 TENANT = click.option("--tenant", default="default", show_default=True, help="Whose it is.")
 MOST_DAYS = 3650
+_OF_THE_EXTRA = frozenset({"deltalake", "duckdb", "grpc_health", "grpc_reflection", "prometheus_client"})
+"""What the extra `collector` brings: an agent's installation has this command line, and not that."""
 
 
 @click.group(epilog=CODES)
@@ -112,14 +115,22 @@ def revoke_token(token_id: str, config: Path) -> None:
 @contextlib.contextmanager
 def coded() -> Iterator[None]:
     """End in one line and its exit code for each failure that was foreseen."""
-    from cloud_collector.errors import CollectorError, StoreFailed
+    from cloud_collector.errors import CollectorError
     from edge_agg.contract.errors import PlanInvalid
 
     try:
         yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _OF_THE_EXTRA:
+            raise
+        click.echo(
+            f"error: {missing} is not installed: install requirements-collector.lock (docs/operate.md)", err=True
+        )
+        sys.exit(3)
     except (CollectorError, PlanInvalid) as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(5 if isinstance(error, StoreFailed) else 3)
+        sys.exit(error.exit_code if isinstance(error, CollectorError) else 3)
 
 
 def table_of(*columns: str) -> Table:

@@ -3,9 +3,16 @@
 No message carries a value that came from outside: an error's text may cross the wire.
 """
 
+from __future__ import annotations
+
+from typing import ClassVar
+
 
 class CollectorError(Exception):
     """Anything the collector raises on purpose."""
+
+    exit_code: ClassVar[int] = 3
+    """What a process ends with that cannot go on because of it; `commands.py` says what each means."""
 
 
 class ConfigInvalid(CollectorError):
@@ -22,6 +29,14 @@ class QuestionInvalid(CollectorError):
 
 class StoreFailed(CollectorError):
     """The disk did not keep what it was given: stop, look at the disk, start again. Nothing unacked was promised."""
+
+    exit_code = 5
+
+
+class StoreUnavailable(StoreFailed):
+    """A store does not take part just now (a server that does not answer, a full disk): try again by and by."""
+
+    exit_code = 6
 
 
 class Overloaded(CollectorError):

@@ -3,7 +3,8 @@
 Place: between the service and the landing. While one group is being committed the next one gathers, so the busier the
 collector is, the fewer threads are woken, lines logged and files synced for each release.
 Invariants: a call gets its own verdicts, in its own order, once its group is on the disk; what the landing refuses is
-refused to every call of the group, and none of it was promised; a group is never larger than the landing's queue.
+refused to every call of the group, and none of it was promised; a group is never larger than what may wait, so a
+landing that takes as many has room for it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,14 @@ class Lands(Protocol):
 
 
 class Groups:
-    """Gathers the releases of calls for a landing; of one event loop."""
+    """Gathers the releases of calls for a landing; of one event loop.
+
+    Args:
+        landing: commits them; its own queue takes `max_waiting` releases at least.
+        max_waiting: releases that may gather while a group is committed; a call that finds nobody waiting has room.
+        max_group: releases of one group, unless one call has more.
+        gather_s: between a commit and the next one calls gather for so long.
+    """
 
     def __init__(
         self,
@@ -53,7 +61,7 @@ class Groups:
     ) -> None:
         self._landing = landing
         self._max_waiting = max_waiting
-        self._max_group = max_group
+        self._max_group = min(max_group, max_waiting)
         self._gather_s = gather_s
         self._free_at = -math.inf
         self._full = asyncio.Event()

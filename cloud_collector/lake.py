@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cloud_collector.deltalog import DeltaLog, Outrun, Snapshot
-from cloud_collector.errors import StoreFailed
+from cloud_collector.errors import StoreFailed, StoreUnavailable
 from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake_rows import releases_in, table_of, table_schema
 from cloud_collector.objectstore import Missing, SyncFailed, Taken
@@ -74,7 +74,7 @@ class Lake:
 
         Raises:
             ConfigInvalid: the bucket does not, or what reads buckets is not installed.
-            StoreFailed: the bucket cannot be reached, or does not let us in.
+            StoreUnavailable: the bucket cannot be reached, or does not let us in.
         """
         if config.bucket is None:
             return cls(config.lake_path)
@@ -97,7 +97,7 @@ class Lake:
         except Missing:
             return None
         except Exception as error:  # noqa: BLE001  # the stores raise errors of their own
-            raise StoreFailed(f"the lake cannot be read ({type(error).__name__})") from None
+            raise self._unusable(f"the lake cannot be read ({type(error).__name__})") from None
 
     def claim(self, landing_id: str) -> str:
         """Note that this lake belongs to a landing, unless it does to one; whose it is then; raises StoreFailed."""
@@ -109,9 +109,14 @@ class Lake:
         except StoreFailed:
             raise
         except Exception as error:  # noqa: BLE001  # as above
-            raise StoreFailed(f"the lake cannot be written ({type(error).__name__})") from None
+            raise self._unusable(f"the lake cannot be written ({type(error).__name__})") from None
         assert found is not None
         return found
+
+    @property
+    def _unusable(self) -> type[StoreFailed]:
+        """What it means that nothing was read or written: a bucket may answer by and by, a disk will not."""
+        return StoreFailed if isinstance(self._store, FolderStore) else StoreUnavailable
 
     def sealed_by(self, plan: Plan, plan_hash: PlanHash) -> set[str]:
         """The ids of the landings that a table was sealed from; raises StoreFailed."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloud_collector import chain, fence, heads, landing_rows, register, roll_call
-from cloud_collector.errors import Overloaded, StoreFailed
+from cloud_collector.errors import Overloaded, StoreFailed, StoreUnavailable
 from cloud_collector.failpoint import failpoint
 from cloud_collector.handover import handed_over
 from cloud_collector.landed import Action, AgentSeen, LandedRelease, Reason, Verdict
@@ -113,7 +113,8 @@ class Landing:
         try:
             found: Any = self._store.run(lambda: self._db.execute("SELECT id, restored_us FROM meta").fetchone())
         except Broken:
-            raise StoreFailed("the landing cannot be opened: look at the disk and the file's owner") from None
+            kind = StoreFailed if isinstance(where, Path) else StoreUnavailable
+            raise kind("the landing cannot be opened: look at the disk and the file's owner, or the server") from None
         self._settled = 0
         self._id, self._restored = str(found[0]), found[1] is not None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="landing")
@@ -303,7 +304,8 @@ class Landing:
         except Broken as error:
             self._failed = error.fatal
             emit(Event.LANDING_FAILED, cause=error.cause, fatal=int(error.fatal))
-            raise StoreFailed("the landing could not commit") from None
+            kind = StoreFailed if error.fatal else StoreUnavailable
+            raise kind("the landing could not commit") from None
 
     def _transact(
         self, work: Callable[[], _T], point: str = "landing", *, agents: Collection[tuple[str, str]] = ()

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloud_collector import landing_tables
-from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.errors import ConfigInvalid, StoreFailed, StoreUnavailable
 from cloud_collector.landing_session import Session, connected, psycopg
 from cloud_collector.landing_store import Broken
 from cloud_collector.statuses import say_what_waits
@@ -41,7 +41,9 @@ _KEY = "hashtextextended(current_schema() || '/edge-aggregator/' || %s, 0)"
 """Locks are a server's numbers; ours stand apart by the schema and by what they are for."""
 _CLOSING = "5s"
 """How long the gate may take to close, while every writer waits behind it: far less than they wait at most."""
-_OTHER_LAKE = "$.lake.url: this landing is sealed into another lake: name that bucket, or share that data folder"
+_OTHER_LAKE = (
+    "$.lake.url: this landing is sealed into another lake: name that bucket, or on one machine that data folder"
+)
 
 
 class LandingServer:
@@ -53,7 +55,8 @@ class LandingServer:
 
     Raises:
         ConfigInvalid: they are missing, and should not be made; or the library is.
-        StoreFailed: the server does not answer, runs without fsync, or has tables of another version.
+        StoreUnavailable: the server does not answer, or does not let us in.
+        StoreFailed: it runs without fsync, or has tables of another version.
     """
 
     def __init__(self, database: Database, *, make: bool = True) -> None:
@@ -63,7 +66,7 @@ class LandingServer:
             self.run(lambda: self._prepare(make=make))
         except Broken as error:
             self.db.drop()
-            raise StoreFailed(f"the landing's server cannot be used ({error.cause}): look at it") from None
+            raise StoreUnavailable(f"the landing's server cannot be used ({error.cause}): look at it") from None
         except BaseException:
             self.db.drop()
             raise
@@ -126,7 +129,7 @@ class LandingServer:
                 session.native("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 yield session
         except psycopg.Error as error:
-            raise StoreFailed(f"the landing cannot be read ({type(error).__name__})") from None
+            raise StoreUnavailable(f"the landing cannot be read ({type(error).__name__})") from None
 
     def damages(self, db: Statements) -> Iterator[str]:
         """Nothing: the server's own tools (`pg_amcheck`, `pg_checksums`) look at its files."""
@@ -147,7 +150,7 @@ class LandingServer:
             session.native(f"SELECT pg_advisory_lock({_KEY})", (_SEAL,))
         except psycopg.Error as error:
             session.drop()
-            raise StoreFailed(f"the landing's server does not answer ({type(error).__name__})") from None
+            raise StoreUnavailable(f"the landing's server does not answer ({type(error).__name__})") from None
         with session.closing():
             yield
 

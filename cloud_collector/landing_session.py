@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.errors import ConfigInvalid, StoreUnavailable
 
 try:
     import psycopg
@@ -49,13 +49,13 @@ Statements are many short index ranges: compiling the roll call of 20,000 agents
 
 
 def connected(database: Database) -> Connection:
-    """A new connection; raises StoreFailed if the password cannot be read, and psycopg's errors."""
+    """A new connection; raises StoreUnavailable if the password cannot be read, and psycopg's errors."""
     password = {}
     if database.password_file is not None:
         try:
             password = {"password": database.password_file.read_text(encoding="utf-8").rstrip("\r\n")}
         except (OSError, ValueError):
-            raise StoreFailed("the password of the landing's server cannot be read") from None
+            raise StoreUnavailable("the password of the landing's server cannot be read") from None
     connection = psycopg.connect(database.url, autocommit=True, **_LIMITS, **password)  # type: ignore[arg-type]  # libpq's words
     try:
         connection.execute(_SETTINGS)

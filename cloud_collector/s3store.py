@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.errors import ConfigInvalid, StoreUnavailable
 from cloud_collector.failpoint import failpoint
 from cloud_collector.objectstore import Found, Missing, Taken
 
@@ -80,7 +80,7 @@ class S3Store:
 
         Raises:
             ConfigInvalid: it does not, so that two sealers could write one version of a table.
-            StoreFailed: it cannot be reached, or does not let us in.
+            StoreUnavailable: it cannot be reached, or does not let us in.
         """
         name = f".conditional-put-{uuid.uuid4().hex}"
         try:
@@ -237,5 +237,7 @@ def _read(file: Path) -> str:
     return file.read_text().strip()
 
 
-def _unusable(error: Exception) -> StoreFailed:
-    return StoreFailed(f"$.lake.url: the store was not usable ({type(error).__name__}): look at endpoint, bucket, keys")
+def _unusable(error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"$.lake.url: the store was not usable ({type(error).__name__}): look at endpoint, bucket, keys"
+    )

@@ -31,6 +31,7 @@ from cloud_collector.listener import Services, listening
 from cloud_collector.monitor import Monitor
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.query import Query
+from cloud_collector.retention import Retention
 from cloud_collector.rollup import Rollups
 from cloud_collector.sealer import Sealer
 from cloud_collector.sealing import Turns, keep_until, seal_until
@@ -41,8 +42,7 @@ from cloud_collector.upkeep import Upkeep
 from edge_agg.contract.errors import PlanInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from datetime import timedelta
+    from collections.abc import Callable, Iterator
 
     from cloud_collector.config import Config
     from cloud_collector.service import Lookup
@@ -79,7 +79,7 @@ async def serve(
     alone = config.workers == 1
     metrics.start()
     tracing.start(config.traces)
-    registry, retention = registry_of(config) if alone else (PlanRegistry(config.plans_path), {})
+    registry, retention = registry_of(config) if alone else (PlanRegistry(config.plans_path), None)
     with _stores(config, registry) as stores:
         landing, turns = stores.landing, stores.turns
 
@@ -107,31 +107,37 @@ async def serve(
             contacts = Contacts()
             services = Services(
                 collector=CollectorService(
-                    landing, plan_of(registry), door=pushes, max_batch=config.max_batch, contacts=contacts
+                    landing,
+                    plan_of(registry),
+                    door=pushes,
+                    max_batch=config.max_batch,
+                    max_queued=config.max_queued_releases,
+                    contacts=contacts,
                 ),
                 query=QueryService(registry, query, door=questions),
                 enrollment=_enrollment(config, enrollments),
             )
             up = asyncio.Event()
             monitor = Monitor(lambda: up.is_set() and not ending.is_set() and not broken.is_set())
-            async with (
-                monitor.listening(config.monitor if alone else None) as watched,
-                listening(config, gate, services) as address,
-            ):
-                up.set()
-                emit(Event.COLLECTOR_STARTED, listen=address, plans=len(registry.list()))
-                if monitored is not None and watched is not None:
-                    monitored(watched)
-                if ready is not None:
-                    ready(address)
-                waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
-                upkeep = stores.upkeep(registry, retention) if alone else None
-                keeping = asyncio.create_task(keep_until(waits, upkeep, config.upkeep_every_s, note_failure))
-                looking = asyncio.create_task(look_until(waits, config.tls if alone else None))
-                pulling = asyncio.create_task(shared_plans.pull_until(waits, registry))
-                noting = asyncio.create_task(note_until(waits, contacts, landing, note_failure))
-                await seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure)
-                await asyncio.gather(keeping, looking, pulling, noting)
+            async with monitor.listening(config.monitor if alone else None) as watched:
+                async with listening(config, gate, services) as address:
+                    up.set()
+                    emit(Event.COLLECTOR_STARTED, listen=address, plans=len(registry.list()))
+                    if monitored is not None and watched is not None:
+                        monitored(watched)
+                    if ready is not None:
+                        ready(address)
+                    waits = [asyncio.create_task(event.wait()) for event in (ending, broken)]
+                    upkeep = None if retention is None else stores.upkeep(registry, retention)
+                    beside = asyncio.gather(
+                        seal_until(waits, turns.seal if alone else None, config.seal_every_s, note_failure),
+                        keep_until(waits, upkeep, config.upkeep_every_s, note_failure),
+                        look_until(waits, config.tls if alone else None),
+                        shared_plans.pull_until(waits, registry),
+                        note_until(waits, contacts, landing, note_failure),
+                    )
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                await beside  # a pass over the lake that was begun may take long: calls are drained meanwhile
             if not broken.is_set():
                 await asyncio.to_thread(contacts.write, landing)
         if alone and not broken.is_set():
@@ -190,14 +196,14 @@ class _Stores:
     """None where collectors on several machines seal in turn: each machine's would lack what others sealed."""
     turns: Turns
 
-    def upkeep(self, registry: PlanRegistry, retention: Mapping[str, timedelta]) -> Upkeep:
+    def upkeep(self, registry: PlanRegistry, retention: Retention) -> Upkeep:
         """What is done to the lake now and then."""
         return Upkeep(
             lake=self.lake,
             rollups=self.rollups,
             alone=self.turns.alone,
             plans=lambda: [(one.plan, one.hash) for one in registry.list()],
-            retention=retention,
+            retention=retention.of,
         )
 
 
@@ -235,24 +241,23 @@ def bind(config: Config, landing: Landing, lake: Lake, registry: PlanRegistry) -
                 )
 
 
-def registry_of(config: Config, *, first: bool = True) -> tuple[PlanRegistry, dict[str, timedelta]]:
-    """The registry, with the plans that the config names registered, and by name how long their data is kept.
+def registry_of(config: Config, *, first: bool = True) -> tuple[PlanRegistry, Retention]:
+    """The registry, with the plans that the config names registered, and how long the data of their tables is kept.
 
-    Where entries disagree, it is kept as long as any of them wants. Of several processes the first shares plans with
-    other machines; one that is started again, perhaps while those cannot be reached, goes on with this one's copy.
+    Of several processes the first shares plans with other machines; one that is started again, perhaps while those
+    cannot be reached, goes on with this one's copy.
     """
     registry = shared_plans.registry(config) if first else PlanRegistry(config.plans_path)
     if isinstance(registry, shared_plans.SharedPlans):
         registry.share()
-    wanted: dict[str, list[timedelta | None]] = {}
+    retention = Retention(registry)
     for entry in config.plans:
         try:
             added = registry.add_file(entry.path, entry.nodes, tenant=entry.tenant)
         except PlanInvalid as error:
             raise ConfigInvalid(f"{entry.path.name}: {error}") from None
-        wanted.setdefault(added.plan.name, []).append(entry.retention)
-    kept = {name: [keep for keep in all_of if keep is not None] for name, all_of in wanted.items()}
-    return registry, {name: max(keeps) for name, keeps in kept.items() if len(keeps) == len(wanted[name])}
+        retention.wish(added, entry.retention)
+    return registry, retention
 
 
 def plan_of(registry: PlanRegistry) -> Lookup:

@@ -31,7 +31,7 @@ from cloud_collector.admission import Refused, admit
 from cloud_collector.contacts import Contacts
 from cloud_collector.errors import Overloaded, PlanUnknown, QuestionInvalid, StoreFailed
 from cloud_collector.gate import caller, fail, refuse
-from cloud_collector.groups import Groups, Lands
+from cloud_collector.groups import MAX_WAITING, Groups, Lands
 from cloud_collector.heads import Standing
 from cloud_collector.landing import Verdict
 from cloud_collector.telemetry import Event, begin_request, emit
@@ -180,12 +180,13 @@ class CollectorService(CollectorServiceServicer):
         *,
         door: Door,
         max_batch: int,
+        max_queued: int = MAX_WAITING,
         contacts: Contacts | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._landing = landing
         self._contacts = Contacts() if contacts is None else contacts
-        self._groups = Groups(landing)
+        self._groups = Groups(landing, max_waiting=max_queued)
         self._lookup = lookup
         self._door = door
         self._max_batch = max_batch

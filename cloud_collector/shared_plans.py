@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.errors import ConfigInvalid, StoreFailed, StoreUnavailable
 from cloud_collector.objectstore import Taken
 from cloud_collector.plans import TENANT, PlanRegistry, Stored
 from cloud_collector.telemetry import Event, emit
@@ -152,5 +152,5 @@ def _parsed(data: bytes) -> tuple[Stored, Plan]:
         ) from None
 
 
-def _failed(error: Exception) -> StoreFailed:
-    return StoreFailed(f"the registered plans in the bucket cannot be reached ({type(error).__name__})")
+def _failed(error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"the registered plans in the bucket cannot be reached ({type(error).__name__})")

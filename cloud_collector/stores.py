@@ -89,7 +89,7 @@ def mark_restored(config: Path) -> None:
     with coded():
         from cloud_collector import backup as room
         from cloud_collector import config as settings
-        from cloud_collector.errors import ConfigInvalid, StoreFailed
+        from cloud_collector.errors import ConfigInvalid, StoreUnavailable
         from cloud_collector.landing import store_of
         from cloud_collector.landing_store import Broken
         from cloud_collector.shared_plans import registry
@@ -101,7 +101,7 @@ def mark_restored(config: Path) -> None:
             try:
                 room.mark_restored(landing, registry(told).list(), who=getpass.getuser())
             except Broken as error:
-                raise StoreFailed(f"nothing was noted ({error.cause}): look at the landing's server") from None
+                raise StoreUnavailable(f"nothing was noted ({error.cause}): look at the landing's server") from None
         click.echo("noted; start the collectors, then look at `fleet`")
 
 

@@ -3,8 +3,10 @@
 Place: around the servers where `workers` is above 1. A worker takes calls on a socket of its own (SO_REUSEPORT: the
 kernel deals connections out), and all commit to the one landing; only the sealer process moves it to the lake.
 Invariants: workers are spawned, not forked (gRPC and Arrow have threads); one that ends without being told to is
-started again after a growing pause, but a failed disk ends all of them; on a stop the workers drain first and the
-sealer seals what is left; if this process dies, however it dies, the others see its pipe close and stop in order.
+started again after a growing pause, but a failed disk ends all of them, and so does what keeps one of the first from
+starting (later it keeps out that one alone, until it is put right); on a stop the workers drain first and the
+sealer seals what is left (a Ctrl-C, which the terminal says to all, is heard by this process alone); if this process
+dies, however it dies, the others see its pipe close and stop in order.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 from cloud_collector import garbage, metrics, server, telemetry
@@ -39,7 +42,6 @@ DRAIN_S = 30.0
 """How long a process may take to stop in order before it is killed."""
 SEALER_NICE = 10
 """How far the sealer steps back where processors are short: acks are waited for, the lake is not."""
-_INVALID, _BROKEN = 3, 5
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -88,6 +90,7 @@ class _House:
         self._up: set[str] = set()
         self._all_up = asyncio.Event()
         self._workers = [f"{i}" for i in range(config.workers)]
+        self._problems: dict[str, str] = {}
         self.failure: CollectorError | None = None
 
     def ready(self) -> bool:
@@ -123,7 +126,14 @@ class _House:
                 self._ending.set()
                 break
             pause_s = PAUSE_S if time.monotonic() - began > STEADY_S else pause_s
-            emit(Event.WORKER_DIED, worker=name, exit_code=code, wait_s=pause_s)
+            problem = self._problems.pop(name, None)
+            emit(
+                Event.WORKER_DIED,
+                worker=name,
+                exit_code=code,
+                wait_s=pause_s,
+                **({} if problem is None else {"problem": problem}),
+            )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), pause_s)
             pause_s = min(2 * pause_s, MOST_PAUSE_S)
@@ -152,10 +162,10 @@ class _House:
             self._up.discard(name)
             code = child.end()
             metrics.forget(child.pid)
-        if code in {_BROKEN, _INVALID} and self.failure is None:
-            self.failure = (
-                StoreFailed(server.DISK_FAILED) if code == _BROKEN else ConfigInvalid("a worker cannot start")
-            )
+        if self.failure is None and code == StoreFailed.exit_code:
+            self.failure = StoreFailed(server.DISK_FAILED)
+        elif self.failure is None and code == ConfigInvalid.exit_code and not self._all_up.is_set():
+            self.failure = ConfigInvalid(self._problems.get(name, "a worker cannot start"))
         return code
 
     def _hear(self, name: str, child: _Child, loop: asyncio.AbstractEventLoop) -> None:
@@ -164,7 +174,7 @@ class _House:
             while child.pipe.poll():
                 problem = child.pipe.recv()
                 if problem:
-                    self.failure = ConfigInvalid(problem)
+                    self._problems[name] = problem
                 else:
                     self._up.add(name)
         except (EOFError, OSError):
@@ -202,7 +212,12 @@ class _Child:
 def _start(name: str, config: Config) -> _Child:
     ours, theirs = _SPAWN.Pipe()
     process = _SPAWN.Process(target=_run, args=(name, config, theirs), name=f"collector-{name}")
-    process.start()
+    resource_tracker.ensure_running()  # or the first start would start it, which lets through what is blocked here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # and a child keeps the mask from birth
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return _Child(process, ours)
 
@@ -212,12 +227,10 @@ def _run(name: str, config: Config, pipe: Connection) -> None:
     telemetry.configure(sys.stderr)
     try:
         asyncio.run(_serve(name, config, pipe))
-    except StoreFailed:
-        sys.exit(_BROKEN)
-    except ConfigInvalid as error:
+    except CollectorError as error:
         with contextlib.suppress(OSError):
             pipe.send(str(error))
-        sys.exit(_INVALID)
+        sys.exit(error.exit_code)
 
 
 async def _serve(name: str, config: Config, pipe: Connection) -> None:
@@ -231,7 +244,8 @@ async def _serve(name: str, config: Config, pipe: Connection) -> None:
     loop.add_reader(pipe, gone)
     run = server.seal if name == "sealer" else server.serve
     if name == "sealer":
-        os.nice(SEALER_NICE)
+        with contextlib.suppress(OSError):  # where that is forbidden it seals all the same
+            os.nice(SEALER_NICE)
 
     def ready(_: str) -> None:
         garbage.settle()

@@ -85,7 +85,10 @@ class Event(StrEnum):
     WORKER_STARTED = "worker_started"
     """A process was started. Fields: worker (its number, or `sealer`), pid."""
     WORKER_DIED = "worker_died"
-    """An alarm: a process ended that was not told to; another takes its place. Fields: worker, exit_code, wait_s."""
+    """An alarm: a process ended that was not told to; another takes its place.
+
+    Fields: worker, exit_code, wait_s, and problem if what the config names keeps it from starting.
+    """
     COLLECTOR_DRAINING = "collector_draining"
     """No new calls are taken; those in work are finished."""
 

@@ -29,7 +29,7 @@ from edge_agg.contract.codec import to_us
 from edge_agg.contract.grid import ORIGIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -53,8 +53,8 @@ class Upkeep:
     """Keeps every sealer waiting while the body runs."""
     plans: Callable[[], Sequence[tuple[Plan, PlanHash]]]
     """Whose tables there are."""
-    retention: Mapping[str, timedelta]
-    """By plan, how long its data is kept; for ever where it is not named."""
+    retention: Callable[[PlanHash], timedelta | None]
+    """How long the data of a plan's table is kept; for ever if None."""
 
     def run(self, now: datetime) -> None:
         """Compact, retire and tidy every table, as far as it is time.
@@ -72,7 +72,7 @@ class Upkeep:
             raise failure
 
     def _keep(self, plan: Plan, plan_hash: PlanHash, now: datetime) -> None:
-        keep = self.retention.get(plan.name)
+        keep = self.retention(plan_hash)
         if keep is not None:
             self._retire(plan, plan_hash, cutoff_us(plan, keep=keep, now=now))
         joined = compact(self.lake, plan, plan_hash, alone=self.alone)

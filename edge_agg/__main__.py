@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\b
 Exit codes:
   0  done
-  1  unexpected failure; doctor: something is wrong
+  1  unexpected failure; doctor: something is wrong; status --check: no agent answers
   2  wrong usage
   3  config or plan invalid, or a budget too small for any noise
   4  a source cannot be read
@@ -135,12 +135,15 @@ def run(config: Path, *, drain: bool, patience: float, log: str | None) -> None:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("config", type=_FILE)
 @click.option("--json", "machine", is_flag=True, help="For machines, without what only this device may know.")
-def status(config: Path, *, machine: bool) -> None:
+@click.option("--check", is_flag=True, help="Exit with 1 if no agent answers.")
+def status(config: Path, *, machine: bool, check: bool) -> None:
     """Show an agent's windows, queue, budget and health; safe while it runs. For this device's operator."""
     with _exit_codes():
         from edge_agg.report import status as page
 
-        page.status(config, machine=machine)
+        answers = page.status(config, machine=machine)
+    if check and not answers:
+        sys.exit(EXIT_UNEXPECTED)
 
 
 @cli.group(epilog=EXIT_CODES)

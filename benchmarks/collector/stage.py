@@ -36,7 +36,7 @@ data = "data"
 workers = {workers}
 
 [limits]
-max_queued_releases = 4096
+max_queued_releases = 2048
 
 [monitor]
 listen = "127.0.0.1:0"

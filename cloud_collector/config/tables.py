@@ -45,9 +45,9 @@ class MonitorTable(_Strict, frozen=True, kw_only=True):
 class LimitsTable(_Strict, frozen=True, kw_only=True):
     """`[limits]`: how much is taken at once."""
 
-    max_message_bytes: int = 16 * 2**20
+    max_message_bytes: int = 4 * 2**20
     """The largest request that is read."""
-    max_queued_releases: int = 4096
+    max_queued_releases: int = 2048
     """Releases that may wait for a commit; more are refused as overload."""
     max_batch: int = 64
     """Releases in one request."""
@@ -121,7 +121,7 @@ class PlanEntryTable(_Strict, frozen=True, kw_only=True):
     tenant: str = "default"
     """Whose plan it is."""
     retention: str | None = None
-    """How long what was released under a plan of this name is kept; for ever if absent."""
+    """How long what was released under this tenant's plans of this name is kept; for ever if absent."""
 
 
 class File(_Strict, frozen=True, kw_only=True):

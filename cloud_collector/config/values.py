@@ -35,7 +35,7 @@ class PlanEntry:
     tenant: str = "default"
     """Whose plan it is."""
     retention: timedelta | None = None
-    """How long what was released under a plan of this name is kept; for ever if None."""
+    """How long what was released under this tenant's plans of this name is kept; for ever if None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,9 @@ MAX_PARTITIONS = 16
 MAX_METRICS = 128
 """Metrics of one plan; its releases' envelopes name every vector, and an envelope is bounded."""
 MAX_VALUES = 1_000_000
-"""Values of one release: cells times payload columns; its message is bounded."""
+"""Values of one release: cells times payload columns; so a message is bounded."""
 MAX_KEY_BYTES = 2**23
-"""Text of the discovered keys of one release, each counted once; with the values it fits a message."""
+"""Text of the discovered keys of one release, each counted once; with the values it fits a message of 16 MiB."""
 MAX_BINS = 1_024
 """Bins of one histogram."""
 MAX_UNITS = 2**28

@@ -36,8 +36,8 @@ HOLDING = {
 """What an agent that holds waits for."""
 
 
-def status(path: Path, *, machine: bool) -> None:
-    """Print an agent's state.
+def status(path: Path, *, machine: bool) -> bool:
+    """Print an agent's state; whether an agent answers.
 
     Raises:
         ConfigInvalid: the config, or the policy, is wrong.
@@ -47,7 +47,7 @@ def status(path: Path, *, machine: bool) -> None:
     state = look(config, plans, now=SystemClock().now())
     if machine:
         print(json.dumps(as_json(state), indent=2))  # noqa: T201  # for machines, no colours
-        return
+        return state.live is not None
     console = Console()
     _show_process(console, state)
     _show_windows(console, state)
@@ -55,6 +55,7 @@ def status(path: Path, *, machine: bool) -> None:
     for account in state.accounts:
         console.print(escape(f"{account.spent}; {account.lasts}"), highlight=False)
     _show_local(console, state)
+    return state.live is not None
 
 
 def _show_process(console: Console, state: State) -> None:

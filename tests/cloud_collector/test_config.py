@@ -18,8 +18,8 @@ listen = "127.0.0.1:8815"
 data = "data"
 seal_every = "2s"
 [limits]
-max_message_bytes = 16777216
-max_queued_releases = 4096
+max_message_bytes = 4194304
+max_queued_releases = 2048
 max_batch = 64
 [[plan]]
 path = "plans/flight_delays.toml"
@@ -38,7 +38,7 @@ def test_the_sample_of_the_design_loads_with_absolute_paths(file: Path) -> None:
     file.write_text(SAMPLE)
     config = load(file)
     assert (config.listen, config.seal_every_s, config.max_batch) == ("127.0.0.1:8815", 2.0, 64)
-    assert (config.max_message_bytes, config.max_queued_releases) == (16777216, 4096)
+    assert (config.max_message_bytes, config.max_queued_releases) == (4194304, 2048)
     assert config.landing_path == file.parent / "data" / "landing.sqlite"
     assert config.plans_path == file.parent / "data" / "plans"
     assert config.lake_path == file.parent / "data" / "lake"

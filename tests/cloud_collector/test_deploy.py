@@ -1,12 +1,13 @@
 """What an operator installs says what the collector does: systemd unit, container file, rights of its files.
 
 Not proved here: that systemd, or a builder of containers, accepts them. (The analyzer of systemd 252 was asked by hand:
-`verify` had nothing to say, `security` an exposure of 1.3.)
+`verify` had nothing to say, `security` an exposure of 1.4.)
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +20,12 @@ import pytest
 
 from cloud_collector.__main__ import cli
 from cloud_collector.config import CONNECTIONS
+from cloud_collector.config.tables import LimitsTable
+from cloud_collector.errors import ConfigInvalid, StoreFailed, StoreUnavailable
 from cloud_collector.listener import GRACE_S
 from cloud_collector.notify import Notifier
 from cloud_collector.supervisor import DRAIN_S
+from cloud_collector.turnstile import MAX_CALLS
 from tests.cloud_collector.front import PLAN_TEXT
 from tests.edge_agg.test_deploy import HARDENED, seconds, settings
 from tests.hostile.test_hostile_wire import MOST_RSS_MB
@@ -31,15 +35,28 @@ UNIT = (DEPLOY / "cloud-collector.service").read_text()
 CONTAINER = (DEPLOY / "collector.Containerfile").read_text()
 
 
-def check_unit(text: str) -> None:
+WORKERS = 2
+"""What the unit says that its memory is for."""
+SEALER_BYTES = int(MOST_RSS_MB * 1e6)
+
+
+def worker_bytes(largest: int) -> int:
+    """What a worker may need: its ceiling under attack, and beside it as many largest messages as it takes calls."""
+    return int(MOST_RSS_MB * 1e6) + MAX_CALLS * largest
+
+
+def check_unit(text: str, largest: int = LimitsTable().max_message_bytes) -> None:
     unit = settings(text)
     assert {name: unit[name][-1] for name in HARDENED if unit[name]} == HARDENED
     assert (unit["Type"], unit["Restart"], unit["StartLimitIntervalSec"]) == (["notify"], ["always"], ["0"])
-    assert set(unit["RestartPreventExitStatus"][0].split()) == {"3", "5"}
+    ends = {str(error.exit_code) for error in (ConfigInvalid, StoreFailed)}
+    assert set(unit["RestartPreventExitStatus"][0].split()) == ends
+    assert str(StoreUnavailable.exit_code) not in ends, "who boots before their server is tried again"
     assert seconds(*unit["TimeoutStopSec"]) > 2 * DRAIN_S + GRACE_S
     assert 10 <= seconds(*unit["WatchdogSec"]) <= 300
     assert (unit["StateDirectory"], unit["StateDirectoryMode"]) == (["cloud-collector"], ["0700"])
-    assert int(unit["MemoryMax"][0].removesuffix("M")) >= 3 * MOST_RSS_MB, "two workers and the sealer, each attacked"
+    most = int(unit["MemoryMax"][0].removesuffix("M")) << 20
+    assert most >= WORKERS * worker_bytes(largest) + SEALER_BYTES, "each worker attacked, and full of largest messages"
     assert int(unit["LimitNOFILE"][0]) > 2 * CONNECTIONS
     words = unit["ExecStart"][0].split()
     assert words[0].endswith("/cloud-collector")
@@ -57,8 +74,9 @@ def test_the_unit_says_what_the_collector_does() -> None:
         ("NoNewPrivileges=yes", "NoNewPrivileges=no"),
         ("Type=notify", "Type=simple"),
         ("RestartPreventExitStatus=3 5", "RestartPreventExitStatus=3"),
+        ("RestartPreventExitStatus=3 5", "RestartPreventExitStatus=3 5 6"),
         ("TimeoutStopSec=90", "TimeoutStopSec=30"),
-        ("MemoryMax=2560M", "MemoryMax=600M"),
+        ("MemoryMax=2560M", "MemoryMax=2048M"),
         ("StateDirectoryMode=0700", "StateDirectoryMode=0750"),
         ("LimitNOFILE=16384", "LimitNOFILE=1024"),
         ("cloud-collector serve", "cloud-collector run"),
@@ -70,6 +88,58 @@ def test_a_careless_unit_is_caught(line: str, mutant: str) -> None:
     assert line in UNIT
     with pytest.raises(AssertionError):
         check_unit(UNIT.replace(line, mutant))
+
+
+NEEDED = {"os.nice": {"getpriority", "setpriority"}}
+"""Of what the code asks for that a service may be refused: the system calls behind it."""
+
+
+def asked_for() -> set[str]:
+    """The names of `os` in NEEDED's kind that our code calls: priorities and limits of the process itself."""
+    kinds = re.compile(r"\b(?:os\.(?:nice|setpriority|sched_set\w+|set[a-z]*[gu]id)|resource\.\w*rlimit)\b")
+    room = DEPLOY.parent / "cloud_collector"
+    return {name for file in room.rglob("*.py") for name in kinds.findall(file.read_text())}
+
+
+def members(name: str) -> set[str]:
+    """The system calls of a set of systemd's; of a call, itself."""
+    if not name.startswith("@"):
+        return {name}
+    said = subprocess.run(["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, check=True)
+    words = [line.strip() for line in said.stdout.splitlines()[1:] if not line.strip().startswith("#")]
+    return set().union(*(members(word) for word in words if word))
+
+
+def allowed(text: str) -> set[str]:
+    """What a unit's filter lets through: the first line says of which kind it is, later ones add and take away."""
+    calls: set[str] = set()
+    for value in settings(text)["SystemCallFilter"]:
+        named = set().union(*(members(word) for word in value.removeprefix("~").split()))
+        calls = calls - named if value.startswith("~") else calls | named
+    return calls
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd's own sets are wanted")
+def test_the_unit_lets_the_code_do_what_it_does() -> None:
+    """Guarantee: what the code asks of the kernel that filters commonly forbid is let through by the unit's.
+
+    Mutant: the unit without the line of its own for the sealer's priority.
+    """
+    assert asked_for() == set(NEEDED), "say which system calls that takes"
+    needed = set().union(*NEEDED.values())
+    assert needed <= allowed(UNIT)
+    assert not allowed(UNIT) & {"sched_setscheduler", "setrlimit", "setuid", "chroot", "reboot"}
+    assert not needed <= allowed(UNIT.replace("SystemCallFilter=setpriority nice\n", ""))
+
+
+def test_the_unit_has_room_for_the_largest_messages() -> None:
+    """Guarantee: the default `max_message_bytes`, taken as often as there are calls, fits what the unit allows.
+
+    Mutant: 16 MiB, of which 64 are a gigabyte.
+    """
+    assert f"`workers = {WORKERS}`" in UNIT
+    with pytest.raises(AssertionError):
+        check_unit(UNIT, 16 * 2**20)
 
 
 def test_the_container_keeps_its_state_outside() -> None:

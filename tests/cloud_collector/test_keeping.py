@@ -78,7 +78,7 @@ class Collector:
             rollups=self.rollups,
             alone=self.sealer.paused,
             plans=lambda: self.plans,
-            retention=retention or {},
+            retention=lambda _: (retention or {}).get(self.maker.plan.name),
         )
 
     def seal(self, *made: Made) -> list[Verdict]:
@@ -195,7 +195,7 @@ def agree_after_a_longer_retention(one: Collector) -> bool:
     """Two days are retired; then one more is to be kept, and releases come late for all of them."""
     one.seal(*(one.make(n, seed=n) for n in range(12)))
     one.upkeep.run(MONDAY + 2 * DAY + timedelta(days=400, hours=7))
-    longer = replace(one.upkeep, retention={"flight_delays": timedelta(days=401)})
+    longer = replace(one.upkeep, retention=lambda _: timedelta(days=401))
     one.seal(*(one.make(n, "lga", seed=n) for n in range(0, 12, 2)))
     longer.run(MONDAY + 2 * DAY + timedelta(days=400, hours=7))
     left = {held.window_start_us for held in one.lake.stored(*one.plans[0])}

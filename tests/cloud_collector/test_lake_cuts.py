@@ -109,7 +109,7 @@ class Collector:
             rollups=self.rollups,
             alone=self.sealed_in_between,
             plans=lambda: [(self.maker.plan, self.maker.hash)],
-            retention={self.maker.plan.name: KEPT},
+            retention=lambda _: KEPT,
         ).run(MONDAY + n * self.maker.plan.every)
 
     def go_on(self, n: int) -> None:

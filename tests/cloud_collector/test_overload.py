@@ -13,13 +13,19 @@ from cloud_collector import gate, turnstile
 from cloud_collector.caller import Caller, Kind
 from cloud_collector.errors import Overloaded, StoreFailed
 from cloud_collector.groups import Groups
+from cloud_collector.landing import Landing
+from cloud_collector.service import CollectorService, Door
 from cloud_collector.turnstile import Turnstile
+from edge_agg.contract import codec
 from edge_agg.contract.refusal import PUSHBACK_KEY, REFUSAL_KEY, Refusal
+from tests.cloud_collector.front import release
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
 
     from cloud_collector.landing import Verdict
+    from edge_agg.contract.release import Release, Sealed
 
 METHOD = "/edge_agg.contract.v1.CollectorService/PushReleases"
 ENROLL = "/edge_agg.contract.v1.EnrollmentService/Enroll"
@@ -327,6 +333,40 @@ async def check_groups_twice() -> None:
     for n in range(5):
         both = await asyncio.gather(groups.land([n]), groups.land([n]))
         assert list(both) == [[f"verdict of {n}"]] * 2
+
+
+async def two_calls_beyond_the_limit(folder: Path, groups_of: Callable[[Landing], Groups]) -> list[object]:
+    """What two calls come to that together are more than may wait, and the second once the first is through."""
+    made = [[codec_pair(agent, n) for n in range(6)] for agent in ("jfk", "lga")]
+    with contextlib.closing(Landing(folder / "landing.sqlite", max_queued=10)) as landing:
+        groups = groups_of(landing)
+        said: list[Any] = await asyncio.gather(*map(groups.land, made), return_exceptions=True)
+        with contextlib.suppress(Overloaded):
+            said.append(await groups.land(made[1]))
+    return [type(one) if isinstance(one, Exception) else [str(verdict) for verdict in one] for one in said]
+
+
+def codec_pair(agent: str, n: int) -> tuple[Release, Sealed]:
+    made = release(agent, n)
+    return codec.open_sealed(made.header, made.payload)[0], made
+
+
+def test_what_may_wait_is_one_limit(tmp_path: Path) -> None:
+    """Calls below the limit land, however small it is: a group is no larger than the landing's queue takes.
+
+    A call that finds no room is told so at once, and finds some when it comes again.
+    """
+    with contextlib.closing(Door(max_calls=2, threads=1, store_failed=lambda: None)) as door:
+
+        def served(landing: Landing) -> Groups:
+            service = CollectorService(landing, lambda *_, **__: None, door=door, max_batch=6, max_queued=10)
+            return service._groups
+
+        landed = ["accepted"] * 6
+        (tmp_path / "mutant").mkdir()
+        assert asyncio.run(two_calls_beyond_the_limit(tmp_path, served)) == [landed, Overloaded, landed]
+    mutant = asyncio.run(two_calls_beyond_the_limit(tmp_path / "mutant", Groups))
+    assert mutant[:2] == [Overloaded, Overloaded], "the mutant: groups of their own size, of which none fits"
 
 
 async def groups_of_a_busy_time(gather_s: float) -> list[list[Any]]:

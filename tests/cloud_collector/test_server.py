@@ -13,14 +13,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from cloud_collector import client, sealing, server
+from cloud_collector import client, sealing, server, service
 from cloud_collector.config import Config, Database, PlanEntry
 from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.groups import Groups
 from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landing import Landing
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.sealer import Sealer
+from cloud_collector.sealing import Turns
 from cloud_collector.telemetry import Event
+from cloud_collector.upkeep import Upkeep
 from edge_agg.contract import codec
 from edge_agg.contract.release import Status
 from edge_agg.contract.v1 import collector_pb2
@@ -136,6 +139,23 @@ def test_the_landing_is_sealed_from_time_to_time(tmp_path: Path, monkeypatch: py
     assert "canary" not in str(events)
 
 
+def test_the_configs_limit_is_what_may_gather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`max_queued_releases` bounds what waits in front of the landing, which is where releases wait.
+
+    Mutant: the service is not told of it, and a limit of its own holds.
+    """
+    told: list[int] = []
+
+    def noting(landing: Landing, *, max_waiting: int) -> Groups:
+        told.append(max_waiting)
+        return Groups(landing, max_waiting=max_waiting)
+
+    monkeypatch.setattr(service, "Groups", noting)
+    with running(settings(tmp_path, "jfk", max_queued_releases=17)) as address:
+        assert push(address, release("jfk", 0)) == [ACCEPTED]
+    assert told == [17]
+
+
 def test_a_message_over_the_limit_is_not_read(tmp_path: Path) -> None:
     """It is refused by its size; there is no pushback, for sending it again cannot help."""
     config = settings(tmp_path, "jfk", max_message_bytes=100)
@@ -229,6 +249,46 @@ def test_a_broken_plan_stops_the_start(tmp_path: Path) -> None:
 def test_sigterm_stops_in_order(tmp_path: Path) -> None:
     """The signal ends `serve` without an exception."""
     asyncio.run(server.serve(settings(tmp_path), ready=lambda _: signal.raise_signal(signal.SIGTERM)))
+
+
+@pytest.mark.parametrize("busy", [(Upkeep, "run"), (Turns, "seal")])
+def test_a_stop_drains_at_once_whatever_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: tuple[type, str]
+) -> None:
+    """A round of upkeep, or a pass of the sealer, that takes long keeps no call coming in after the stop.
+
+    Mutant: the stop waits for the round before it leaves the port; calls are taken all the while.
+    """
+    begun, over = threading.Event(), threading.Event()
+
+    def long(*_: object) -> int:
+        begun.set()
+        assert over.wait(30)
+        return 0
+
+    async def until_refused(address: str) -> bool:
+        for _ in range(100):
+            try:
+                await asyncio.to_thread(push, address, release("jfk", 0))
+            except grpc.RpcError:
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    async def run() -> bool:
+        stop, up = asyncio.Event(), asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(server.serve(settings(tmp_path, "jfk"), ready=up.set_result, stop=stop))
+        address = await up
+        assert await asyncio.to_thread(begun.wait, 30)
+        stop.set()
+        try:
+            return await until_refused(address)
+        finally:
+            over.set()
+            await serving
+
+    monkeypatch.setattr(*busy, long)
+    assert asyncio.run(run())
 
 
 def test_a_plan_added_by_another_process_is_taken(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Collectors over one landing on a server, as people run them: processes, the config file, the command line.
 
-Over a real PostgreSQL and loopback, the collectors on one machine. Not proved here: a network file system.
+Over a real PostgreSQL and loopback, the collectors on one machine, which may share a data folder.
 """
 
 from __future__ import annotations

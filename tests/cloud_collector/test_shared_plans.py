@@ -136,7 +136,7 @@ def test_a_store_that_is_away_takes_no_plan_and_keeps_the_copy(tmp_path: Path, m
         monkeypatch.setattr(FolderStore, name, away)
     asyncio.run(a_while())
     assert len(said) > 1
-    assert said[0] == (Event.PLANS_UNREAD, {"cause": "StoreFailed"})
+    assert said[0] == (Event.PLANS_UNREAD, {"cause": "StoreUnavailable"})
     with pytest.raises(StoreFailed):
         one.add(OTHER.replace("version = 1", "version = 2"), [])
     assert one.list() == [registered]

@@ -6,26 +6,32 @@ import asyncio
 import contextlib
 import json
 import os
+import platform
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
 
 from benchmarks.collector.stage import family, running
-from cloud_collector import client, sealing
+from cloud_collector import client, figures, sealing
 from cloud_collector.errors import ConfigInvalid
+from cloud_collector.figures import FOLDER_VARIABLE
 from cloud_collector.landing import Landing
 from cloud_collector.sealing import Turns
 from cloud_collector.supervisor import SEALER_NICE, _held
 from cloud_collector.turns import turn
 from edge_agg.contract.v1 import collector_pb2
 from tests.cloud_collector.front import PLAN_TEXT, push, release
+from tests.cloud_collector.without import CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,10 +56,14 @@ nodes = ["jfk", "lga"]
 
 @contextlib.contextmanager
 def collector(folder: Path, workers: int = 2) -> Iterator[Running]:
+    with running("cloud_collector", "serve", str(configured(folder, workers)), errors=folder / "log") as server:
+        yield server
+
+
+def configured(folder: Path, workers: int = 2) -> Path:
     (folder / "flights.toml").write_text(PLAN_TEXT)
     (folder / "collector.toml").write_text(CONFIG.format(workers=workers))
-    with running("cloud_collector", "serve", str(folder / "collector.toml"), errors=folder / "log") as server:
-        yield server
+    return folder / "collector.toml"
 
 
 def wait_gone(pids: list[int]) -> list[int]:
@@ -86,7 +96,7 @@ def page(server: Running, path: str) -> str:
 
 def patient(address: str, *releases: Sealed) -> list[tuple[int, str]]:
     """Push as an agent does: again, after a connection that broke."""
-    for _ in range(50):
+    for _ in range(300):
         try:
             return push(address, *releases)
         except grpc.RpcError:
@@ -124,6 +134,27 @@ def test_the_sealer_steps_back_for_those_who_take_calls(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in CALLS, reason="the filter is written for two kinds of machine")
+def test_a_sealer_that_may_not_step_back_seals_all_the_same(tmp_path: Path) -> None:
+    """Where a service's filter forbids priorities (EPERM) the collector comes up, and its sealer seals.
+
+    Mutant: `os.nice` without its guard; no sealer ever came up.
+    """
+    config = configured(tmp_path)
+    words = ("tests.cloud_collector.without", "setpriority", "serve", str(config))
+    with running(*words, errors=tmp_path / "log") as server:
+        assert os.getpriority(os.PRIO_PROCESS, _started(tmp_path, "sealer")) == os.getpriority(os.PRIO_PROCESS, 0)
+        assert push(server.address, release("jfk", 0)) == [ACCEPTED]
+        for _ in range(100):
+            if events(tmp_path, "releases_sealed"):
+                break
+            time.sleep(0.1)
+        assert events(tmp_path, "releases_sealed")
+        assert page(server, "/ready") == "ready\n"
+        assert events(tmp_path, "worker_died") == []
+
+
+@pytest.mark.slow
 def test_a_dead_worker_is_replaced_and_nothing_acked_is_lost(tmp_path: Path) -> None:
     """SIGKILL each worker and the sealer in turn while agents push: all is acked in the end, and in the lake once."""
     with collector(tmp_path) as server:
@@ -147,6 +178,31 @@ def test_a_dead_worker_is_replaced_and_nothing_acked_is_lost(tmp_path: Path) -> 
             time.sleep(0.1)
         else:
             raise AssertionError("nobody answered")
+
+
+@pytest.mark.slow
+def test_a_mistake_that_was_made_since_the_start_ends_nobody_who_runs(tmp_path: Path) -> None:
+    """A plan's file is spoilt, and the sealer dies: calls are still acked, and it seals again once the file is right.
+
+    Mutant: exit code 3 of any process ends the collector.
+    """
+    with collector(tmp_path) as server:
+        (tmp_path / "flights.toml").write_text("no plan")
+        os.kill(_started(tmp_path, "sealer"), signal.SIGKILL)
+        for _ in range(200):
+            if [one["exit_code"] for one in events(tmp_path, "worker_died")][1:2] == [3]:
+                break
+            time.sleep(0.1)
+        told = events(tmp_path, "worker_died")[1]
+        assert (told["exit_code"], str(told["problem"])[:13]) == (3, "flights.toml:")
+        assert push(server.address, release("jfk", 0)) == [ACCEPTED]
+        (tmp_path / "flights.toml").write_text(PLAN_TEXT)
+        for _ in range(300):
+            if events(tmp_path, "releases_sealed"):
+                break
+            time.sleep(0.1)
+        assert events(tmp_path, "releases_sealed")
+    assert server.process.returncode == 0
 
 
 def _started(folder: Path, who: str) -> int:
@@ -191,6 +247,29 @@ def test_sigterm_drains_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ctrl_c_is_for_the_first_process_alone(tmp_path: Path) -> None:
+    """The terminal says it to all: they stop in order all the same, nobody dies of it, and what was acked is sealed.
+
+    Mutant: the children hear it too, and end before they are told to.
+    """
+    with collector(tmp_path) as server:
+        assert push(server.address, release("jfk", 0)) == [ACCEPTED]
+        children = family(server.process.pid)[1:]
+        for pid in children:
+            os.kill(pid, signal.SIGINT)
+        time.sleep(1)
+        assert [pid for pid in children if not runs(pid)] == []
+        for pid in (server.process.pid, *children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        assert server.process.wait(60) == 0
+        assert wait_gone(children) == []
+    assert events(tmp_path, "worker_died") == []
+    with contextlib.closing(Landing(tmp_path / "data" / "landing.sqlite")) as landing:
+        assert landing.unsealed(1) == []
+
+
+@pytest.mark.slow
 def test_orphans_stop_by_themselves(tmp_path: Path) -> None:
     """If the process that looks after them is killed, workers and sealer stop in order: no port is held for ever."""
     with collector(tmp_path) as server:
@@ -198,6 +277,47 @@ def test_orphans_stop_by_themselves(tmp_path: Path) -> None:
         server.process.kill()
         server.process.wait(10)
         assert wait_gone(children) == []
+
+
+def check_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, "")
+    program = f"from pathlib import Path; from cloud_collector import figures; figures.share(Path({str(folder)!r}))"
+    with subprocess.Popen([sys.executable, "-c", f"{program}; print(); input()"], stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        (folder / "0" / "counter_1.db").touch()
+        figures.share(folder)
+        assert os.environ[FOLDER_VARIABLE] == str(folder / "1")
+        assert (folder / "0" / "counter_1.db").exists()
+        other.communicate(b"\n")
+    figures.share(folder)
+    assert os.environ[FOLDER_VARIABLE] == str(folder / "0")
+    assert not (folder / "0" / "counter_1.db").exists()
+
+
+def test_figures_of_another_that_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is started beside a collector that runs keeps figures of its own; those of one that ended go.
+
+    Mutant: nobody has a part to themselves.
+    """
+    check_parts(tmp_path / "figures", monkeypatch)
+    monkeypatch.setattr(figures, "_taken", lambda part: True)
+    with pytest.raises(AssertionError):
+        check_parts(tmp_path / "mutant", monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_second_one_started_by_mistake_blinds_nobody(tmp_path: Path) -> None:
+    """The config of a collector that runs is served again: refused for its port, and the page says what it said."""
+    with collector(tmp_path) as server:
+        assert push(server.address, release("jfk", 0)) == [ACCEPTED]
+        config = (tmp_path / "collector.toml").read_text().replace("127.0.0.1:0", server.address, 1)
+        (tmp_path / "again.toml").write_text(config)
+        words = [sys.executable, "-m", "cloud_collector", "serve", str(tmp_path / "again.toml")]
+        again = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert (again.returncode, "$.collector.listen" in again.stderr) == (3, True)
+        assert push(server.address, release("jfk", 1)) == [ACCEPTED]
+        assert 'collector_releases_total{outcome="accepted"} 2.0' in page(server, "/metrics")
 
 
 def test_a_port_that_somebody_listens_on_is_not_shared() -> None:

@@ -354,6 +354,27 @@ print(sorted(set(sys.argv[1:]) & set(sys.modules)))
 """
 
 
+def test_a_check_of_an_agent_that_does_not_answer_exits_1(
+    tmp_path: Path, collector: FakeCollector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks after it may start it again: not running, or hung. Without `--check` it only looks.
+
+    Mutant: the exit code of a look, which says nothing of the agent.
+    """
+    from edge_agg.report import state
+    from edge_agg.report.live import Live
+
+    write_events(tmp_path / "events" / "a.parquet", [Row(u="u", k="a")])
+    config = write_config(tmp_path, epsilon=4.0)
+    assert drain(config).exit_code == 0
+    for more in ([], ["--json"]):
+        assert edge_agg("status", config, *more).exit_code == 0
+        assert edge_agg("status", config, *more, "--check").exit_code == 1
+    monkeypatch.setattr(state, "ask", lambda _: Live(pid=1, uptime_s=1.0))
+    monkeypatch.setattr(state, "holder", lambda _: 1)
+    assert edge_agg("status", config, "--json", "--check").exit_code == 0
+
+
 def test_help_imports_nothing_heavy() -> None:
     """Guarantee: asking for help costs an import of click and no more."""
     done = subprocess.run([sys.executable, "-c", HELP, *HEAVY], capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ analyzer of systemd 252 was asked by hand: `verify` had nothing to say, `securit
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from edge_agg.config.tables import MemoryTable
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = (DEPLOY / "edge-agg.service").read_text()
+_CONFIG = ["status", "/etc/edge-agg/agent.toml"]
 HARDENED = {
     "NoNewPrivileges": "yes",
     "CapabilityBoundingSet": "",
@@ -113,6 +115,25 @@ def test_the_container_keeps_its_state_outside() -> None:
     assert words["CMD"][-1] == '["run", "/etc/edge-agg/agent.toml", "--log", "json"]'
     assert all(re.search(r":\d", image) for image in words["FROM"])
     assert any("--require-hashes" in line for line in lines)
+    (_, asked) = (line for line in lines if "HEALTHCHECK" in line or '"status"' in line)
+    assert json.loads(asked.strip().removeprefix("CMD "))[1:] == [*_CONFIG, "--json", "--check"], (
+        "a hung one is not well"
+    )
+
+
+def test_what_is_typed_is_complete() -> None:
+    """Guarantee: the commands in the heads bring what a config names, and write the certificate where it is renewed.
+
+    Mutants: the config's file alone; a certificate in the folder that one happens to be in.
+    """
+    for text in (UNIT, (DEPLOY / "Containerfile").read_text()):
+        head = " ".join(line.strip("# \\") for line in text.splitlines() if line.startswith("#"))
+        enrolling = re.search(r"enroll \S+ (.*?/identity)", head)
+        assert enrolling
+        known = {name for option in cli.commands["enroll"].params for name in option.opts}
+        assert set(re.findall(r"--\S+", enrolling[1])) <= known
+        assert enrolling[1].endswith("--out /var/lib/edge-agg/identity")
+        assert ":/etc/edge-agg:ro" in head or "plans root.pem /etc/edge-agg/" in head
 
 
 def test_no_ledger_ever_ages() -> None:

@@ -18,12 +18,16 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
+from cloud_collector.config.tables import LimitsTable
+from cloud_collector.turnstile import MAX_CALLS_OF_ONE
+
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
     from pathlib import Path
 
 PUSH = "/edge_agg.contract.v1.CollectorService/PushReleases"
+LARGEST = LimitsTable().max_message_bytes
 _GONE = (OSError, ssl.SSLError)
 
 
@@ -106,6 +110,24 @@ def slow_bodies(line: Line, stop: threading.Event) -> None:
         line.hear()
 
 
+def held_bodies(line: Line, stop: threading.Event) -> None:
+    """Send all but the last byte of as many of the largest messages as one caller may, and hold them."""
+    streams = [1 + 2 * i for i in range(MAX_CALLS_OF_ONE)]
+    left = dict.fromkeys(streams, LARGEST - 1)
+    for stream in streams:
+        line.open(stream)
+        line.http.send_data(stream, struct.pack(">BI", 0, LARGEST))
+        line.flush()
+    while not stop.wait(0.0 if any(left.values()) else 0.2):
+        for stream in [stream for stream in streams if left[stream]]:
+            with suppress(h2.exceptions.StreamClosedError):
+                size = min(left[stream], line.http.local_flow_control_window(stream), line.http.max_outbound_frame_size)
+                line.http.send_data(stream, bytes(size))
+                left[stream] -= size
+        line.flush()
+        line.hear()
+
+
 def rapid_resets(line: Line, stop: threading.Event) -> None:
     """Open and reset calls as fast as the socket takes them (CVE-2023-44487)."""
     stream = 1
@@ -164,6 +186,7 @@ def silent_handshakes(line: Line, stop: threading.Event) -> None:
 
 ATTACKS: dict[str, Callable[[Line, threading.Event], None]] = {
     "slow bodies": slow_bodies,
+    "held bodies": held_bodies,
     "rapid resets": rapid_resets,
     "pings": pings,
     "settings": settings_flood,

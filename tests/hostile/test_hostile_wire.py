@@ -75,7 +75,10 @@ def honest(server: Running, home: Path, agent: Agent) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_honest_agent_is_served_during(name: str, collector: Running, stage: Path, agent: Agent) -> None:
-    """Four attackers at once for five seconds: RSS under the ceiling, and each honest push answered in five."""
+    """Four attackers at once for five seconds: RSS under the ceiling, and each honest push answered in five.
+
+    Mutant: messages of 16 MiB, all but their last byte; 800 MB.
+    """
     stop = threading.Event()
     tallies = [Tally() for _ in range(ATTACKERS)]
     threads = [

@@ -136,7 +136,7 @@ async def serve(
                         shared_plans.pull_until(waits, registry),
                         note_until(waits, contacts, landing, note_failure),
                     )
-                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait([*waits, beside], return_when=asyncio.FIRST_COMPLETED)
                 await beside  # a pass over the lake that was begun may take long: calls are drained meanwhile
             if not broken.is_set():
                 await asyncio.to_thread(contacts.write, landing)

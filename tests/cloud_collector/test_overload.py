@@ -155,8 +155,11 @@ def test_a_refused_call_is_not_received(monkeypatch: pytest.MonkeyPatch) -> None
         handler = await continuation(details)
 
         async def one(request: Any, context: Any) -> Any:
-            async with self._passed(details.method, context):
+            shares = await self._enter(details.method, context)
+            try:
                 return await handler.unary_unary(request, context)
+            finally:
+                self._count(shares, -1)
 
         behavior: Any = one
         return grpc.unary_unary_rpc_method_handler(behavior, request_deserializer=handler.request_deserializer)

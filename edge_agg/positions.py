@@ -58,6 +58,8 @@ class Positions:
                     reach=reach,
                 )
             )
+            if part.is_stretch:
+                continue  # it is there because lines are: to tell of it would tell when single events came
             self._read += 1
             emit(Event.PART_READ, source=source, parts=self._read)
 

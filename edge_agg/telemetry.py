@@ -25,7 +25,7 @@ class Event(StrEnum):
     AGENT_STARTED = "agent_started"
     """agent, plans: the parts are built and the journal is open."""
     PART_READ = "part_read"
-    """source, parts: one more file, or stretch of a growing one, was read to its end; so many since the start."""
+    """source, parts: one more whole file was read to its end, of so many since the start; never of one that grows."""
     SOURCE_TROUBLED = "source_troubled"
     """trouble: a source passed something over (a damaged file, one that went away) and goes on."""
     CLOCK_DOUBTED = "clock_doubted"

@@ -1,7 +1,8 @@
 """An agent's state as a page for its operator, or as JSON for a program.
 
 Place: for `edge-agg status`.
-Invariant: the page shows what only this device may know, and says so; the JSON, which may end up anywhere, does not.
+Invariant: the page shows what only this device may know, and says so; the JSON, which may end up anywhere, does not:
+sizes, which follow the raw events that are held, stand there in tenths of their limits.
 """
 
 from __future__ import annotations
@@ -145,11 +146,11 @@ def as_json(state: State) -> dict[str, Any]:
         "uptime_s": None if live is None else live.uptime_s,
         "holding": None if live is None else live.holding,
         "clock": None if live is None else {"state": live.clock.state, "reason": live.clock.reason},
-        "memory_bytes": state.memory_bytes,
+        "memory_bytes": None if state.memory_bytes is None else _tenths(state.memory_bytes, state.memory_limit),
         "memory_limit": state.memory_limit,
-        "disk_bytes": state.disk_bytes,
+        "disk_bytes": _tenths(state.disk_bytes, state.disk_limit),
         "disk_limit": state.disk_limit,
-        "disk_free": state.disk_free,
+        "disk_free": -_tenths(-state.disk_free, state.disk_limit),
         "sources": []
         if live is None
         else [{"name": one.name, "current": one.current, "since": _iso(one.since)} for one in live.sources],
@@ -167,6 +168,12 @@ def as_json(state: State) -> dict[str, Any]:
         else {"ends": _iso(state.certificate.ends), "renewal_due": _iso(state.certificate.due)},
         "accounts": [{"name": one.name, "spent": one.spent, "lasts": one.lasts} for one in state.accounts],
     }
+
+
+def _tenths(count: int, limit: int) -> int:
+    """Rounded up to a whole tenth of its limit, in bytes."""
+    step = max(1, limit // 10)
+    return -(-count // step) * step
 
 
 def _plan_json(plan: PlanState) -> dict[str, Any]:

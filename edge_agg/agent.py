@@ -220,7 +220,8 @@ class Agent:
                     self._note_parts()
                     await self._close_until(self._live_watermark)
                     self.intake.forget(age=self.tuning.spool_age)
-                    self.positions.tidy([source.name for source in self.sources], self.clock.now())
+                    gone = self.positions.tidy([source.name for source in self.sources], self.clock.now())
+                    self.intake.forget_parts(gone)
             self._look_at_disk()
             # At whole multiples: when windows are looked at next does not tell how long the last ones took.
             left_s = POLL_S - self.clock.since_boot_s() % POLL_S

@@ -31,7 +31,7 @@ from edge_agg.series import NEVER
 from edge_agg.spool import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 
     from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
@@ -91,6 +91,7 @@ class Intake:
     """Rows taken in since the start; what this device alone may know."""
     parts: list[tuple[str, Part]] = field(default_factory=list)
     """Parts that were read to their end since somebody last took them from here."""
+    _inlets: dict[str, SourceInlet] = field(default_factory=dict)
     _waiting: deque[_Offer] = field(default_factory=deque)
     _waiting_bytes: int = 0
     _offered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,7 +103,10 @@ class Intake:
     def inlet(self, source: str, done: Collection[Part]) -> SourceInlet:
         """Where one source hands its frames over; until it says otherwise, it is not current."""
         self.sources[source] = SourceState(name=source, current=False, since=self.clock.now())
-        return SourceInlet(intake=self, source=source, parts=set(done))
+        self._inlets[source] = SourceInlet(
+            intake=self, source=source, parts={(one.path, one.begin): one for one in done}
+        )
+        return self._inlets[source]
 
     async def take(self, source: str, frame: Frame) -> None:
         """Take a frame in; see :class:`edge_agg.ingest.source.Inlet`."""
@@ -198,6 +202,13 @@ class Intake:
             sealed = from_us(0)
         self.spool.forget(sealed, received_before=self.clock.now() - age)
 
+    def forget_parts(self, gone: Iterable[tuple[str, Part]]) -> None:
+        """Forget done parts, each with its source, whose files are gone and whose rows no window takes any more."""
+        for source, part in gone:
+            parts = self._inlets[source].parts
+            if parts.get((part.path, part.begin)) == part:
+                del parts[part.path, part.begin]
+
     # The worker's
 
     def _has_room(self) -> bool:
@@ -286,7 +297,8 @@ class SourceInlet:
 
     intake: Intake
     source: str
-    parts: set[Part]
+    parts: dict[tuple[str, int], Part]
+    """What is done, by path and beginning, as the journal has it: a file that is written anew takes its own place."""
 
     @property
     def columns(self) -> Mapping[str, ColumnType]:
@@ -295,13 +307,13 @@ class SourceInlet:
 
     def done(self) -> Collection[Part]:
         """The parts that need not be read again."""
-        return self.parts
+        return frozenset(self.parts.values())
 
     async def take(self, frame: Frame) -> None:
         """Take a frame in."""
         await self.intake.take(self.source, frame)
         if frame.part is not None and frame.last and not frame.part.is_stretch:
-            self.parts.add(frame.part)
+            self.parts[frame.part.path, frame.part.begin] = frame.part
 
     def is_current(self, current: bool) -> None:  # noqa: FBT001 - as the protocol says
         """Say whether all events up to now were handed over."""

@@ -26,9 +26,10 @@ from edge_agg.errors import ConfigInvalid, SpoolFull
 from edge_agg.failpoint import failpoint
 from edge_agg.ingest.decode import typed_schema
 from edge_agg.ingest.handover import in_thread
-from edge_agg.ingest.source import InletFull
+from edge_agg.ingest.source import Cause, InletFull
 from edge_agg.series import NEVER
 from edge_agg.spool import Record
+from edge_agg.telemetry import Event, emit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
@@ -59,6 +60,10 @@ class SourceState:
     """Whether it has handed over all there was."""
     since: datetime
     """When that began."""
+    cause: Cause = Cause.BACKLOG
+    """Why it is behind, while it is."""
+    told: bool = False
+    """Whether the log says that it is behind."""
 
 
 @dataclass(slots=True)
@@ -92,6 +97,8 @@ class Intake:
     parts: list[tuple[str, Part]] = field(default_factory=list)
     """Parts that were read to their end since somebody last took them from here."""
     _inlets: dict[str, SourceInlet] = field(default_factory=dict)
+    _unkept_bytes: int = 0
+    """The size of the most that the spool has refused since it had room; 0 while it has."""
     _waiting: deque[_Offer] = field(default_factory=deque)
     _waiting_bytes: int = 0
     _offered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -128,9 +135,10 @@ class Intake:
         self._offered.set()
         await asyncio.shield(offer.taken)
 
-    def is_current(self, source: str, *, current: bool) -> None:
-        """Note whether a source has handed over all there was."""
+    def is_current(self, source: str, *, current: bool, cause: Cause = Cause.BACKLOG) -> None:
+        """Note whether a source has handed over all there was, and why not."""
         state = self.sources[source]
+        state.cause = cause
         if state.current != current:
             state.current, state.since = current, self.clock.now()
         if all(state.current for state in self.sources.values()):
@@ -145,6 +153,14 @@ class Intake:
         """How many bytes of events wait to be taken in."""
         return self._waiting_bytes
 
+    @property
+    def spool_full(self) -> bool:
+        """Whether the spool has refused a frame, and since then neither let go of anything nor taken as much.
+
+        A smaller frame that still fits changes nothing: else this would tell how large frames are.
+        """
+        return self._unkept_bytes > 0
+
     async def wait_current(self, patience: timedelta) -> None:
         """Come back once every source is current, or has not been for `patience`, by the clock."""
         while behind := [state for state in self.sources.values() if not state.current]:
@@ -152,6 +168,16 @@ class Intake:
             if left <= timedelta(0):
                 return
             await wait_first(self._currency.wait(), self.clock.wait(left.total_seconds()))
+
+    def tell_stalled(self, patience: timedelta) -> None:
+        """Say once of a source that it has been behind for `patience`, and why; and once that it no longer is."""
+        for state in self.sources.values():
+            if not state.current and not state.told and self.clock.now() - state.since >= patience:
+                state.told = True
+                emit(Event.SOURCE_STALLED, source=state.name, cause=state.cause.value)
+            elif state.current and state.told:
+                state.told = False
+                emit(Event.SOURCE_RECOVERED, source=state.name)
 
     @asynccontextmanager
     async def windows_at_rest(self) -> AsyncIterator[None]:
@@ -200,7 +226,8 @@ class Intake:
         sealed = min((moment for moment in reached if moment is not None), default=None)
         if sealed is None or None in reached:
             sealed = from_us(0)
-        self.spool.forget(sealed, received_before=self.clock.now() - age)
+        if self.spool.forget(sealed, received_before=self.clock.now() - age):
+            self._unkept_bytes = 0
 
     def forget_parts(self, gone: Iterable[tuple[str, Part]]) -> None:
         """Forget done parts, each with its source, whose files are gone and whose rows no window takes any more."""
@@ -243,11 +270,15 @@ class Intake:
         refused = False
         if self.spool is not None and kept:
             records = [record for offer in kept for record in self._records(offer)]
+            size = sum(offer.size for offer in kept)
             failpoint("before_spool")
             try:
                 self.spool.append(records)
             except SpoolFull:
-                refused = True
+                refused, self._unkept_bytes = True, max(self._unkept_bytes, size)
+            else:
+                if records and size >= self._unkept_bytes:
+                    self._unkept_bytes = 0
             failpoint("spooled")
         for offer in group:
             if refused and offer.frame.part is None:
@@ -315,9 +346,9 @@ class SourceInlet:
         if frame.part is not None and frame.last and not frame.part.is_stretch:
             self.parts[frame.part.path, frame.part.begin] = frame.part
 
-    def is_current(self, current: bool) -> None:  # noqa: FBT001 - as the protocol says
-        """Say whether all events up to now were handed over."""
-        self.intake.is_current(self.source, current=current)
+    def is_current(self, current: bool, cause: Cause = Cause.BACKLOG) -> None:  # noqa: FBT001 - as the protocol says
+        """Say whether all events up to now were handed over, and if not, why."""
+        self.intake.is_current(self.source, current=current, cause=cause)
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -29,12 +29,21 @@ if TYPE_CHECKING:
 HOLDING = {
     "memory": "memory is at its limit: nothing is taken in until there is room",
     "disk": "the disk, or its limit, is full: nothing is taken in or drawn until there is room",
+    "spool": "raw events have used up their part of the disk: what is pushed is refused until a window is sealed",
     "clock": "the clock is not believed: no window closes until it is",
     "head": "the collector has not heard how far this journal is: windows from before the agent's start wait for that",
     "fenced": "the collector has fenced this agent: nothing is drawn until the people who run the fleet let it in",
     "source": "a source is behind: windows wait for it, for as long as [agent].hold says",
 }
 """What an agent that holds waits for."""
+CAUSES = {
+    "backlog": "it hands over what there is",
+    "unreachable": "nobody answers at its address, or the connection breaks",
+    "untrusted": "TLS fails: look at certificate and CA",
+    "refused": "the other end refuses this agent: user, password, client id or topic",
+    "unreadable": "a file that it needs, of a CA or a password, cannot be read",
+}
+"""Why a source is behind."""
 
 
 def status(path: Path, *, machine: bool) -> None:
@@ -96,6 +105,7 @@ def _show_live(console: Console, state: State, live: Live) -> None:
     for source in live.sources:
         colour, said = ("green", "current") if source.current else ("yellow", "behind")
         since = "" if source.since is None else f" for {_lasting((state.now - source.since).total_seconds())}"
+        since += "" if source.cause is None else f": {CAUSES.get(source.cause, source.cause)}"
         console.print(f"source {escape(source.name)}: [{colour}]{said}[/]{since}", highlight=False)
 
 
@@ -153,7 +163,10 @@ def as_json(state: State) -> dict[str, Any]:
         "disk_free": -_tenths(-state.disk_free, state.disk_limit),
         "sources": []
         if live is None
-        else [{"name": one.name, "current": one.current, "since": _iso(one.since)} for one in live.sources],
+        else [
+            {"name": one.name, "current": one.current, "since": _iso(one.since), "cause": one.cause}
+            for one in live.sources
+        ],
         "plans": [_plan_json(plan) for plan in state.plans],
         "queue": {
             "releases": state.waiting,

@@ -82,7 +82,7 @@ LIVE = Live(
     spool_quota=1 << 30,
     sources=[
         LiveSource(name="file events", current=True, since=NOW - timedelta(minutes=5)),
-        LiveSource(name="http", current=False),
+        LiveSource(name="http", current=False, cause="refused"),
     ],
     plans=[LivePlan(name="small", open=[MONDAY + 2 * WEEK], held_rows=31337)],
     clock=LiveClock(state="held", reason="jumped"),
@@ -130,7 +130,7 @@ def test_a_running_agent_says_the_rest(shown: Callable[[], str], monkeypatch: py
         "clock held (jumped)",
         "holds: the clock is not believed",
         "source file events: current for 5 min",
-        "source http: behind",
+        "source http: behind: the other end refuses this agent",
         "small v1 │ 2 │ 0 │ 0 │ 0 │ 1 │",
         "small.open: 31,337",
     ):
@@ -170,7 +170,7 @@ def test_machines_get_nothing_that_only_the_device_may_know(
     assert found["queue"]["releases"] == 1
     assert found["plans"][0]["windows"]["released"] == 2
     assert found["plans"][0]["veto"]["reason"] == "column"
-    assert [source["current"] for source in found["sources"]] == [True, False]
+    assert [(source["current"], source["cause"]) for source in found["sources"]] == [(True, None), (False, "refused")]
     for secret in ("31337", "31,337", "SECRET", "2013-01-28"):
         assert secret not in text
     honest = status.as_json

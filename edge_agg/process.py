@@ -85,14 +85,14 @@ def reload(agent: Agent, path: Path, config: Config, notifier: Notifier) -> None
     """Take over the tuning of the config as it is on disk now, or say why not."""
     notifier.reloading(time.monotonic_ns() // 1000)
     try:
-        new, _ = load(path)
+        new, plans = load(path)
+        refused = retune(agent, config, new, plans)
     except ConfigInvalid:
-        emit(Event.CONFIG_REFUSED, reason="invalid")
+        refused = "invalid"
+    if refused is None:
+        emit(Event.CONFIG_RELOADED)
     else:
-        if retune(agent, config, new):
-            emit(Event.CONFIG_RELOADED)
-        else:
-            emit(Event.CONFIG_REFUSED, reason="more than tuning differs")
+        emit(Event.CONFIG_REFUSED, reason=refused)
     notifier.ready()
 
 

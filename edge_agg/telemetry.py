@@ -47,7 +47,7 @@ class Event(StrEnum):
     CONFIG_RELOADED = "config_reloaded"
     """The tuning of the config was taken over."""
     CONFIG_REFUSED = "config_refused"
-    """reason: the config was not taken over; the agent goes on with the one it has."""
+    """reason: the config, or what it names, was not taken over: what differs takes a restart, or cannot be read."""
     WINDOWS_DUE = "windows_due"
     """windows: how many are to be closed now, over all plans."""
     WINDOW_SEALED = "window_sealed"

@@ -12,12 +12,13 @@ import pytest
 
 from edge_agg import control, failpoint, process, telemetry
 from edge_agg.agent import POLL_S, Agent
-from edge_agg.assembly import build, retune
+from edge_agg.assembly import build
 from edge_agg.ceilings import Ceilings
 from edge_agg.config import load
 from edge_agg.contract.release import Status
 from edge_agg.errors import JournalFull
 from edge_agg.ingest.source import Cause, Frame, InletFull
+from edge_agg.notify import Notifier
 from edge_agg.privacy import noise
 from edge_agg.telemetry import Event
 from tests.fakes import (
@@ -407,19 +408,38 @@ def test_weeks_offline_are_caught_up_in_batches_oldest_first(box: Box) -> None:
 
 
 def test_a_reload_changes_tuning_and_nothing_else(box: Box) -> None:
-    """Guarantee: tuning is taken over; a plan, an account, a source or a state folder is not."""
+    """Guarantee: tuning is taken over; an account, a plan or a policy that forbids one is refused, and said.
+
+    Mutant: the plans that were read again are not looked at.
+    """
+    plan, policy = box.home / "plan0.toml", box.home / "policy.toml"
+    policy.write_text("")
+    box.config.write_text(box.config.read_text().replace("[agent]", '[agent]\npolicy = "policy.toml"'))
     old, _ = load(box.config)
-    text = box.config.read_text()
-    box.config.write_text(text.replace("[collector]", '[memory]\nlimit = "300MiB"\n\n[collector]\nbatch = 7'))
-    new, _ = load(box.config)
-    box.config.write_text(text.replace("epsilon = 20.0", "epsilon = 30.0"))
-    other, _ = load(box.config)
-    box.config.write_text(text)
+    texts = {path: path.read_text() for path in (box.config, plan, policy)}
 
     async def work(agent: Agent, source: Pushed) -> None:
-        assert retune(agent, old, new)
+        def reload(path: Path, changed: str) -> None:
+            path.write_text(changed)
+            process.reload(agent, box.config, old, Notifier())
+            path.write_text(texts[path])
+
+        tuned = texts[box.config].replace("[collector]", '[memory]\nlimit = "300MiB"\n\n[collector]\nbatch = 7')
+        reload(box.config, tuned)
         assert (agent.ceilings.memory_bytes, agent.uplink.batch) == (300 << 20, 7)
-        assert not retune(agent, new, other)
-        assert agent.series[0].account.name == "people"
+        reload(policy, "[columns]\ndenied = ['pilot']\n")  # forbids nothing that is asked
+        reload(box.config, texts[box.config].replace("epsilon = 20.0", "epsilon = 30.0"))
+        reload(plan, texts[plan].replace("max_rows_per_partition = 100", "max_rows_per_partition = 99"))
+        reload(policy, "[plans]\nallowed = []\n")
+        reload(policy, "[plans]\nallowed = 3\n")
 
     box.live(work)
+    told = [(event, said.get("reason")) for event, said in box.said if event.value.startswith("config_")]
+    assert told == [
+        (Event.CONFIG_RELOADED, None),
+        (Event.CONFIG_RELOADED, None),
+        (Event.CONFIG_REFUSED, "more than tuning differs"),
+        (Event.CONFIG_REFUSED, "a plan differs"),
+        (Event.CONFIG_REFUSED, "the policy forbids other plans"),
+        (Event.CONFIG_REFUSED, "invalid"),
+    ]

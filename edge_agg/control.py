@@ -129,6 +129,7 @@ def holding(agent: Agent) -> str | None:
         return "clock"
     if herald == "fenced":
         return herald
+    crowd = "crowd" if intake.crowded else None
     spool = "spool" if intake.spool_full else None
     source = None if all(state.current for state in intake.sources.values()) else "source"
-    return agent.ceilings.holding() or spool or herald or source
+    return agent.ceilings.holding() or crowd or spool or herald or source

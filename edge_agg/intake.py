@@ -47,6 +47,12 @@ CROWDED_S = 1.0
 """How long a pusher waits where others are ahead of it."""
 GROUP_BYTES = 32 << 20
 """How much is taken in at once, at most (but for one frame): what a crash could make us read again is no more."""
+FRAME_ROWS = 1 << 20
+"""Rows that most frames have at most: a window that has no room for so many takes no smaller frame either."""
+_NO_MEMORY = "$.memory.limit: a drain holds all its windows at once and has no room: raise it, or drain less"
+_NO_WINDOW = (
+    "$.source: one window has more privacy units than may be added up (2**28): drain less, or take shorter windows"
+)
 _BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 """No event is earlier."""
 
@@ -99,6 +105,8 @@ class Intake:
     _inlets: dict[str, SourceInlet] = field(default_factory=dict)
     _unkept_bytes: int = 0
     """The size of the most that the spool has refused since it had room; 0 while it has."""
+    _coming_rows: int = 0
+    """Rows that were offered and are not settled: they may still become units of any window."""
     _waiting: deque[_Offer] = field(default_factory=deque)
     _waiting_bytes: int = 0
     _offered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -117,21 +125,20 @@ class Intake:
 
     async def take(self, source: str, frame: Frame) -> None:
         """Take a frame in; see :class:`edge_agg.ingest.source.Inlet`."""
-        size = frame.batch.nbytes
+        size, rows = frame.batch.nbytes, frame.batch.num_rows
         if frame.part is None:
-            if not self._has_room():
+            if not self._has_room(rows):
                 raise InletFull(RETRY_S)
             if self._waiting and self._waiting_bytes + size > self.ceilings.waiting_bytes:
                 raise InletFull(CROWDED_S)
-        while frame.part is not None and not self._has_room():
+        while frame.part is not None and not self._has_room(rows):
             if not self.waits:
-                raise ConfigInvalid(
-                    "$.memory.limit: a drain holds all its windows at once and has no room: raise it, or drain less"
-                )
+                raise ConfigInvalid(_NO_WINDOW if self._is_crowded(rows) else _NO_MEMORY)
             await self.clock.wait(RETRY_S)
         offer = _Offer(frame, source, size, asyncio.get_running_loop().create_future())
         self._waiting.append(offer)
         self._waiting_bytes += size
+        self._coming_rows += rows
         self._offered.set()
         await asyncio.shield(offer.taken)
 
@@ -152,6 +159,11 @@ class Intake:
     def waiting_bytes(self) -> int:
         """How many bytes of events wait to be taken in."""
         return self._waiting_bytes
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a window has so many privacy units that nothing more is taken in until it closes."""
+        return self._is_crowded(0)
 
     @property
     def spool_full(self) -> bool:
@@ -238,14 +250,19 @@ class Intake:
 
     # The worker's
 
-    def _has_room(self) -> bool:
-        return self.trusted and self.ceilings.holding() is None
+    def _has_room(self, rows: int) -> bool:
+        return self.trusted and not self._is_crowded(rows) and self.ceilings.holding() is None
+
+    def _is_crowded(self, rows: int) -> bool:
+        more = self._coming_rows + max(rows, FRAME_ROWS)
+        return not all(series.has_room(more) for series in self.series)
 
     def _refuse_pushed(self) -> None:
         """While the disk is full: frames that can be read again wait on, the others go back."""
         pushed = [offer for offer in self._waiting if offer.frame.part is None]
         self._waiting = deque(offer for offer in self._waiting if offer.frame.part is not None)
         self._waiting_bytes -= sum(offer.size for offer in pushed)
+        self._coming_rows -= sum(offer.frame.batch.num_rows for offer in pushed)
         for offer in pushed:
             if not offer.taken.done():
                 offer.taken.set_exception(InletFull(RETRY_S))
@@ -290,6 +307,7 @@ class Intake:
 
     def _settle(self, offer: _Offer, refused: bool) -> None:  # noqa: FBT001 - the answer of `_commit`
         frame = offer.frame
+        self._coming_rows -= frame.batch.num_rows
         if refused and frame.part is None:
             if not offer.taken.done():
                 offer.taken.set_exception(InletFull(RETRY_S))

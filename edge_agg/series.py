@@ -148,6 +148,10 @@ class Series:
         """Rows that are held for the open windows; what this device alone may know."""
         return sum(bounding.rows for bounding in self._open.values())
 
+    def has_room(self, more: int) -> bool:
+        """Whether each open window surely has room for so many rows more: it holds `MAX_UNITS` units at most."""
+        return all(bounding.has_room(more) for bounding in list(self._open.values()))
+
     def takes_one_time(self, column: str, first_us: int, last_us: int) -> bool:
         """Whether times of a column between two moments, both included, may all be read as the first.
 

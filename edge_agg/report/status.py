@@ -30,6 +30,7 @@ HOLDING = {
     "memory": "memory is at its limit: nothing is taken in until there is room",
     "disk": "the disk, or its limit, is full: nothing is taken in or drawn until there is room",
     "spool": "raw events have used up their part of the disk: what is pushed is refused until a window is sealed",
+    "crowd": "a window has nearly as many privacy units as may be added up: nothing is taken in until it closes",
     "clock": "the clock is not believed: no window closes until it is",
     "head": "the collector has not heard how far this journal is: windows from before the agent's start wait for that",
     "fenced": "the collector has fenced this agent: nothing is drawn until the people who run the fleet let it in",

@@ -18,18 +18,17 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from click.testing import CliRunner, Result
 
 from benchmarks.collector.stage import family, running
 from cloud_collector import client
 from cloud_collector import config as settings
-from cloud_collector.__main__ import cli
 from cloud_collector.config import Database
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.landing import Landing
 from edge_agg.contract.codec import from_us
 from edge_agg.contract.v1 import collector_pb2
 from tests.cloud_collector.front import PLAN_TEXT, push, release
+from tests.cloud_collector.typed import run
 
 if TYPE_CHECKING:
     from benchmarks.collector.stage import Running
@@ -58,10 +57,6 @@ def configured(folder: Path, database: Database, *, workers: int = 1) -> Path:
     path = folder / "collector.toml"
     path.write_text(CONFIG.format(url=database.url, workers=workers))
     return path
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def land(where: Database, *made: Made) -> list[str]:

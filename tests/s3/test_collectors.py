@@ -22,7 +22,8 @@ from cloud_collector import client
 from cloud_collector.bucket import Bucket
 from edge_agg.contract.plan import parse_plan
 from tests.cloud_collector.front import PLAN_TEXT, push, release
-from tests.cloud_collector.test_shared_collectors import ACCEPTED, DUPLICATE, kill, patient, run, until_sealed
+from tests.cloud_collector.test_shared_collectors import ACCEPTED, DUPLICATE, kill, patient, until_sealed
+from tests.cloud_collector.typed import run
 from tests.s3.conftest import bucket_at
 from tests.s3.server import Server
 

@@ -6,7 +6,6 @@ server's disk keeps what it acknowledged, and that a machine that falls silent l
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import subprocess
@@ -30,6 +29,7 @@ from cloud_collector.landed import Reason, Verdict
 from cloud_collector.landing import Landing, store_of
 from cloud_collector.landing_server import LandingServer
 from edge_agg.contract.codec import to_us
+from tests.cloud_collector.conftest import land
 from tests.cloud_collector.test_chain import MAKER, Journal
 
 if TYPE_CHECKING:
@@ -53,10 +53,6 @@ def two(database: Database) -> Iterator[tuple[Landing, Landing]]:
     """Two collectors' landings."""
     with contextlib.closing(Landing(database)) as one, contextlib.closing(Landing(database)) as other:
         yield one, other
-
-
-def land(landing: Landing, *made: Made) -> list[Verdict]:
-    return asyncio.run(landing.land([one.pair for one in made]))
 
 
 class Held:

@@ -35,6 +35,7 @@ from tests.fakes import (
     FakeCollector,
     Row,
     frozen_noise,
+    recorder,
     rest,
     small_plan_text,
     unavailable,
@@ -57,16 +58,6 @@ HOUR = timedelta(hours=1)
 def _frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mechanisms answer the same whatever the data; the tests here are about all the rest."""
     monkeypatch.setattr(noise, "draw", frozen_noise)
-
-
-def recorder(seen: list[list[int]]) -> Callable[..., Any]:
-    """A draw that adds nothing and notes what it was given."""
-
-    def draw(mechanism: Any, scale: float, exact: Any) -> Any:
-        seen.append(exact.tolist())
-        return exact
-
-    return draw
 
 
 def with_agent(

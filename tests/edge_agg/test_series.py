@@ -40,6 +40,7 @@ from tests.fakes import (
     UniqueNoise,
     batch_of,
     frozen_noise,
+    recorder,
     small_plan,
 )
 
@@ -311,16 +312,6 @@ def test_a_restart_bounds_the_same_rows_the_same_way(journal: Journal, monkeypat
         with pytest.raises(Crash):
             series.close(MONDAY)
     assert seen[:2] == seen[2:]
-
-
-def recorder(seen: list[list[int]]) -> Callable[..., Any]:
-    """A draw that adds nothing and notes what it was given."""
-
-    def draw(mechanism: Any, scale: float, exact: Any) -> Any:
-        seen.append(exact.tolist())
-        return exact
-
-    return draw
 
 
 # Periods: a unit counts in its first windows of each

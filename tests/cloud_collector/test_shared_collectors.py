@@ -29,6 +29,7 @@ from edge_agg.contract.codec import from_us
 from edge_agg.contract.v1 import collector_pb2
 from tests.cloud_collector.front import PLAN_TEXT, push, release
 from tests.cloud_collector.typed import run
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from benchmarks.collector.stage import Running
@@ -64,14 +65,10 @@ def land(where: Database, *made: Made) -> list[str]:
         return list(asyncio.run(landing.land([one.pair for one in made])))
 
 
-def until_sealed(database: Database) -> bool:
-    """Whether everything is in the lake after a while, though nobody asks a question."""
+def wait_sealed(database: Database) -> None:
+    """Come back once everything is in the lake, though nobody asks a question."""
     with contextlib.closing(Landing(database)) as landing:
-        for _ in range(200):
-            if not landing.unsealed(1):
-                return True
-            time.sleep(0.05)
-    return False
+        wait_until(lambda: not landing.unsealed(1))
 
 
 def patient(collectors: list[Running], made: Sealed) -> list[tuple[int, str]]:
@@ -121,7 +118,7 @@ def test_two_collectors_serve_one_fleet_and_one_takes_over(postgres: Postgres, t
         kill(both[0])
         fleet(range(15, 30), [both, both[::-1]])
         assert all(ACCEPTED in said for said in outcomes.values())
-        assert until_sealed(database), "the other one seals"
+        wait_sealed(database)  # the other one seals
         with client.connect(both[1].address) as c:
             assert c.estimate("flights", "departures")["value"].to_list() == [60 * 6.0]
     found = run("verify", "--config", config)

@@ -31,6 +31,7 @@ from cloud_collector.landing_server import LandingServer
 from edge_agg.contract.codec import to_us
 from tests.cloud_collector.conftest import land
 from tests.cloud_collector.test_chain import MAKER, Journal
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -346,8 +347,7 @@ def test_pushed_through_a_restart_nothing_acked_is_lost(postgres: Postgres, make
             return refusals
 
         pushing = pool.submit(push_all)
-        while len(acked) < 20:
-            time.sleep(0.01)
+        wait_until(lambda: len(acked) >= 20, every_s=0.01)
         postgres.crash()
         crashed.set()
         time.sleep(0.1)
@@ -373,17 +373,13 @@ def test_a_server_without_fsync_is_refused(postgres: Postgres) -> None:
     postgres.run("ALTER SYSTEM SET fsync = off")
     try:
         postgres.run("SELECT pg_reload_conf()")
-        for _ in range(100):
-            if postgres.run("SHOW fsync") == [("off",)]:
-                break
-            time.sleep(0.05)
+        wait_until(lambda: postgres.run("SHOW fsync") == [("off",)])
         with pytest.raises(StoreFailed, match="fsync"):
             Landing(database)
     finally:
         postgres.run("ALTER SYSTEM RESET fsync")
         postgres.run("SELECT pg_reload_conf()")
-        while postgres.run("SHOW fsync") != [("on",)]:
-            time.sleep(0.05)
+        wait_until(lambda: postgres.run("SHOW fsync") == [("on",)])
 
 
 def test_a_question_hears_what_waits_from_either_database(database: Database, tmp_path: Path, maker: Maker) -> None:

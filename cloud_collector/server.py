@@ -16,7 +16,7 @@ import contextlib
 import signal
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloud_collector import metrics, shared_plans, tracing
 from cloud_collector.contacts import Contacts, note_until
@@ -136,7 +136,8 @@ async def serve(
                         shared_plans.pull_until(waits, registry),
                         note_until(waits, contacts, landing, note_failure),
                     )
-                    await asyncio.wait([*waits, beside], return_when=asyncio.FIRST_COMPLETED)
+                    ends: list[asyncio.Future[Any]] = [*waits, beside]
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 await beside  # a pass over the lake that was begun may take long: calls are drained meanwhile
             if not broken.is_set():
                 await asyncio.to_thread(contacts.write, landing)

@@ -83,6 +83,7 @@ class Agent:
     """What else runs beside a live agent until it stops: the status door, the watchdog."""
     _reach: datetime | None = None
     _noted: datetime | None = None
+    _spool_told: bool = False
 
     async def drain(self, patience_s: float) -> bool:
         """Read what is there, close every window, send everything, and wait for the acks.
@@ -220,7 +221,9 @@ class Agent:
                     self._note_parts()
                     await self._close_until(self._live_watermark)
                     self.intake.forget(age=self.tuning.spool_age)
-                    self.positions.tidy([source.name for source in self.sources], self.clock.now())
+                    gone = self.positions.tidy([source.name for source in self.sources], self.clock.now())
+                    self.intake.forget_parts(gone)
+            self.intake.tell_stalled(self.tuning.hold)
             self._look_at_disk()
             # At whole multiples: when windows are looked at next does not tell how long the last ones took.
             left_s = POLL_S - self.clock.since_boot_s() % POLL_S
@@ -340,6 +343,9 @@ class Agent:
     def _look_at_disk(self) -> None:
         if self.intake.spool is not None:
             self.intake.spool.quota_bytes = self.ceilings.spool_quota()
+        if self.intake.spool_full != self._spool_told:
+            self._spool_told = self.intake.spool_full
+            emit(Event.SPOOL_FULL if self._spool_told else Event.SPOOL_RECOVERED)
 
     def _disk_is_full(self, *, full: bool) -> None:
         if full != self.ceilings.disk_full:

@@ -16,7 +16,7 @@ from edge_agg.accounts import budget_for, check_charged
 from edge_agg.agent import Agent, Tuning
 from edge_agg.ceilings import Ceilings
 from edge_agg.config import bytes_of, plans_of, span_of
-from edge_agg.contract.plan import parse_duration
+from edge_agg.contract.plan import parse_duration, plan_hash
 from edge_agg.departures import Departures
 from edge_agg.errors import ConfigInvalid
 from edge_agg.herald import Herald
@@ -86,7 +86,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
     begun_with = {table.name: budget_for(table, pays_for[table.name]) for table in config.account}
     start, end = span_of(config.history)
     history = Span(start=start, end=end)
-    policy = load_policy(Path(config.agent.policy)) if config.agent.policy else Policy()
+    policy = _policy(config)
     series = [
         Series(
             tenant=config.agent.tenant,
@@ -159,14 +159,28 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
     )
 
 
-def retune(agent: Agent, old: Config, new: Config) -> bool:
+def retune(agent: Agent, old: Config, new: Config, plans: Sequence[Plan]) -> str | None:
     """Take over the tuning of a reloaded config.
 
+    Args:
+        agent: as built of `old`.
+        old: the config that runs.
+        new: as read again.
+        plans: the plans it names, as read again.
+
     Returns:
-        Whether it was taken: not if anything but tuning differs, which takes a restart.
+        What takes a restart, and nothing was taken; None if all that differs is tuning, and it was.
+
+    Raises:
+        ConfigInvalid: the device's policy cannot be read; nothing was taken.
     """
     if _without_tuning(old) != _without_tuning(new):
-        return False
+        return "more than tuning differs"
+    if [plan_hash(plan) for plan in plans] != [one.hash for one in agent.series]:
+        return "a plan differs"
+    policy = _policy(new)
+    if any(veto(policy, one.measurement, one.account.budget) != one.veto for one in agent.series):
+        return "the policy forbids other plans"
     agent.tuning = _tuning(new)
     agent.ceilings.memory_bytes = bytes_of(new.memory.limit)
     agent.ceilings.disk_bytes = bytes_of(new.disk.limit)
@@ -174,7 +188,11 @@ def retune(agent: Agent, old: Config, new: Config) -> bool:
     for caller in (agent.uplink, agent.herald):
         caller.retry_first_s = new.collector.retry_first_s
         caller.retry_limit_s = new.collector.retry_limit_s
-    return True
+    return None
+
+
+def _policy(config: Config) -> Policy:
+    return load_policy(Path(config.agent.policy)) if config.agent.policy else Policy()
 
 
 def _sources(config: Config, clock: Clock, intake: Intake) -> list[Source]:

@@ -81,12 +81,11 @@ def facts_of(agent: Agent, clock: Clock) -> Callable[[], dict[str, Any]]:
     def facts() -> dict[str, Any]:
         intake, doubt = agent.intake, agent.timekeeper.doubt
         spool = intake.spool
-        behind = [state for state in intake.sources.values() if not state.current]
         return {
             "pid": os.getpid(),
             "since": begun.isoformat(),
             "uptime_s": round(clock.since_boot_s() - begun_s, 1),
-            "holding": "clock" if doubt else _holding(agent) or ("source" if behind else None),
+            "holding": holding(agent),
             "memory_bytes": resident_bytes(),
             "memory_limit": agent.ceilings.memory_bytes,
             "spool_bytes": 0 if spool is None else spool.size_bytes,
@@ -95,7 +94,12 @@ def facts_of(agent: Agent, clock: Clock) -> Callable[[], dict[str, Any]]:
             "rows": intake.rows,
             "waiting_bytes": intake.waiting_bytes,
             "sources": [
-                {"name": state.name, "current": state.current, "since": state.since.isoformat()}
+                {
+                    "name": state.name,
+                    "current": state.current,
+                    "since": state.since.isoformat(),
+                    "cause": None if state.current else state.cause.value,
+                }
                 for state in intake.sources.values()
             ],
             "plans": [
@@ -114,7 +118,18 @@ def facts_of(agent: Agent, clock: Clock) -> Callable[[], dict[str, Any]]:
     return facts
 
 
-def _holding(agent: Agent) -> str | None:
-    """What keeps windows from closing, or events out: a fence before all, for nothing on the device helps."""
-    herald = agent.herald.holding
-    return herald if herald == "fenced" else agent.ceilings.holding() or herald
+def holding(agent: Agent) -> str | None:
+    """What keeps windows from closing, or events out, in one word.
+
+    A fence comes before all but the clock, for nothing on the device helps; a source that is behind comes last, for
+    windows do not wait for it for ever.
+    """
+    herald, intake = agent.herald.holding, agent.intake
+    if agent.timekeeper.doubt is not None:
+        return "clock"
+    if herald == "fenced":
+        return herald
+    crowd = "crowd" if intake.crowded else None
+    spool = "spool" if intake.spool_full else None
+    source = None if all(state.current for state in intake.sources.values()) else "source"
+    return agent.ceilings.holding() or crowd or spool or herald or source

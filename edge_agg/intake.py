@@ -26,12 +26,13 @@ from edge_agg.errors import ConfigInvalid, SpoolFull
 from edge_agg.failpoint import failpoint
 from edge_agg.ingest.decode import typed_schema
 from edge_agg.ingest.handover import in_thread
-from edge_agg.ingest.source import InletFull
+from edge_agg.ingest.source import Cause, InletFull
 from edge_agg.series import NEVER
 from edge_agg.spool import Record
+from edge_agg.telemetry import Event, emit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 
     from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
@@ -46,6 +47,12 @@ CROWDED_S = 1.0
 """How long a pusher waits where others are ahead of it."""
 GROUP_BYTES = 32 << 20
 """How much is taken in at once, at most (but for one frame): what a crash could make us read again is no more."""
+FRAME_ROWS = 1 << 20
+"""Rows that most frames have at most: a window that has no room for so many takes no smaller frame either."""
+_NO_MEMORY = "$.memory.limit: a drain holds all its windows at once and has no room: raise it, or drain less"
+_NO_WINDOW = (
+    "$.source: one window has more privacy units than may be added up (2**28): drain less, or take shorter windows"
+)
 _BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 """No event is earlier."""
 
@@ -59,6 +66,10 @@ class SourceState:
     """Whether it has handed over all there was."""
     since: datetime
     """When that began."""
+    cause: Cause = Cause.BACKLOG
+    """Why it is behind, while it is."""
+    told: bool = False
+    """Whether the log says that it is behind."""
 
 
 @dataclass(slots=True)
@@ -91,6 +102,11 @@ class Intake:
     """Rows taken in since the start; what this device alone may know."""
     parts: list[tuple[str, Part]] = field(default_factory=list)
     """Parts that were read to their end since somebody last took them from here."""
+    _inlets: dict[str, SourceInlet] = field(default_factory=dict)
+    _unkept_bytes: int = 0
+    """The size of the most that the spool has refused since it had room; 0 while it has."""
+    _coming_rows: int = 0
+    """Rows that were offered and are not settled: they may still become units of any window."""
     _waiting: deque[_Offer] = field(default_factory=deque)
     _waiting_bytes: int = 0
     _offered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,31 +118,34 @@ class Intake:
     def inlet(self, source: str, done: Collection[Part]) -> SourceInlet:
         """Where one source hands its frames over; until it says otherwise, it is not current."""
         self.sources[source] = SourceState(name=source, current=False, since=self.clock.now())
-        return SourceInlet(intake=self, source=source, parts=set(done))
+        self._inlets[source] = SourceInlet(
+            intake=self, source=source, parts={(one.path, one.begin): one for one in done}
+        )
+        return self._inlets[source]
 
     async def take(self, source: str, frame: Frame) -> None:
         """Take a frame in; see :class:`edge_agg.ingest.source.Inlet`."""
-        size = frame.batch.nbytes
+        size, rows = frame.batch.nbytes, frame.batch.num_rows
         if frame.part is None:
-            if not self._has_room():
+            if not self._has_room(rows):
                 raise InletFull(RETRY_S)
             if self._waiting and self._waiting_bytes + size > self.ceilings.waiting_bytes:
                 raise InletFull(CROWDED_S)
-        while frame.part is not None and not self._has_room():
+        while frame.part is not None and not self._has_room(rows):
             if not self.waits:
-                raise ConfigInvalid(
-                    "$.memory.limit: a drain holds all its windows at once and has no room: raise it, or drain less"
-                )
+                raise ConfigInvalid(_NO_WINDOW if self._is_crowded(rows) else _NO_MEMORY)
             await self.clock.wait(RETRY_S)
         offer = _Offer(frame, source, size, asyncio.get_running_loop().create_future())
         self._waiting.append(offer)
         self._waiting_bytes += size
+        self._coming_rows += rows
         self._offered.set()
         await asyncio.shield(offer.taken)
 
-    def is_current(self, source: str, *, current: bool) -> None:
-        """Note whether a source has handed over all there was."""
+    def is_current(self, source: str, *, current: bool, cause: Cause = Cause.BACKLOG) -> None:
+        """Note whether a source has handed over all there was, and why not."""
         state = self.sources[source]
+        state.cause = cause
         if state.current != current:
             state.current, state.since = current, self.clock.now()
         if all(state.current for state in self.sources.values()):
@@ -141,6 +160,19 @@ class Intake:
         """How many bytes of events wait to be taken in."""
         return self._waiting_bytes
 
+    @property
+    def crowded(self) -> bool:
+        """Whether a window has so many privacy units that nothing more is taken in until it closes."""
+        return self._is_crowded(0)
+
+    @property
+    def spool_full(self) -> bool:
+        """Whether the spool has refused a frame, and since then neither let go of anything nor taken as much.
+
+        A smaller frame that still fits changes nothing: else this would tell how large frames are.
+        """
+        return self._unkept_bytes > 0
+
     async def wait_current(self, patience: timedelta) -> None:
         """Come back once every source is current, or has not been for `patience`, by the clock."""
         while behind := [state for state in self.sources.values() if not state.current]:
@@ -148,6 +180,16 @@ class Intake:
             if left <= timedelta(0):
                 return
             await wait_first(self._currency.wait(), self.clock.wait(left.total_seconds()))
+
+    def tell_stalled(self, patience: timedelta) -> None:
+        """Say once of a source that it has been behind for `patience`, and why; and once that it no longer is."""
+        for state in self.sources.values():
+            if not state.current and not state.told and self.clock.now() - state.since >= patience:
+                state.told = True
+                emit(Event.SOURCE_STALLED, source=state.name, cause=state.cause.value)
+            elif state.current and state.told:
+                state.told = False
+                emit(Event.SOURCE_RECOVERED, source=state.name)
 
     @asynccontextmanager
     async def windows_at_rest(self) -> AsyncIterator[None]:
@@ -196,18 +238,31 @@ class Intake:
         sealed = min((moment for moment in reached if moment is not None), default=None)
         if sealed is None or None in reached:
             sealed = from_us(0)
-        self.spool.forget(sealed, received_before=self.clock.now() - age)
+        if self.spool.forget(sealed, received_before=self.clock.now() - age):
+            self._unkept_bytes = 0
+
+    def forget_parts(self, gone: Iterable[tuple[str, Part]]) -> None:
+        """Forget done parts, each with its source, whose files are gone and whose rows no window takes any more."""
+        for source, part in gone:
+            parts = self._inlets[source].parts
+            if parts.get((part.path, part.begin)) == part:
+                del parts[part.path, part.begin]
 
     # The worker's
 
-    def _has_room(self) -> bool:
-        return self.trusted and self.ceilings.holding() is None
+    def _has_room(self, rows: int) -> bool:
+        return self.trusted and not self._is_crowded(rows) and self.ceilings.holding() is None
+
+    def _is_crowded(self, rows: int) -> bool:
+        more = self._coming_rows + max(rows, FRAME_ROWS)
+        return not all(series.has_room(more) for series in self.series)
 
     def _refuse_pushed(self) -> None:
         """While the disk is full: frames that can be read again wait on, the others go back."""
         pushed = [offer for offer in self._waiting if offer.frame.part is None]
         self._waiting = deque(offer for offer in self._waiting if offer.frame.part is not None)
         self._waiting_bytes -= sum(offer.size for offer in pushed)
+        self._coming_rows -= sum(offer.frame.batch.num_rows for offer in pushed)
         for offer in pushed:
             if not offer.taken.done():
                 offer.taken.set_exception(InletFull(RETRY_S))
@@ -232,11 +287,15 @@ class Intake:
         refused = False
         if self.spool is not None and kept:
             records = [record for offer in kept for record in self._records(offer)]
+            size = sum(offer.size for offer in kept)
             failpoint("before_spool")
             try:
                 self.spool.append(records)
             except SpoolFull:
-                refused = True
+                refused, self._unkept_bytes = True, max(self._unkept_bytes, size)
+            else:
+                if records and size >= self._unkept_bytes:
+                    self._unkept_bytes = 0
             failpoint("spooled")
         for offer in group:
             if refused and offer.frame.part is None:
@@ -248,6 +307,7 @@ class Intake:
 
     def _settle(self, offer: _Offer, refused: bool) -> None:  # noqa: FBT001 - the answer of `_commit`
         frame = offer.frame
+        self._coming_rows -= frame.batch.num_rows
         if refused and frame.part is None:
             if not offer.taken.done():
                 offer.taken.set_exception(InletFull(RETRY_S))
@@ -286,7 +346,8 @@ class SourceInlet:
 
     intake: Intake
     source: str
-    parts: set[Part]
+    parts: dict[tuple[str, int], Part]
+    """What is done, by path and beginning, as the journal has it: a file that is written anew takes its own place."""
 
     @property
     def columns(self) -> Mapping[str, ColumnType]:
@@ -295,17 +356,17 @@ class SourceInlet:
 
     def done(self) -> Collection[Part]:
         """The parts that need not be read again."""
-        return self.parts
+        return frozenset(self.parts.values())
 
     async def take(self, frame: Frame) -> None:
         """Take a frame in."""
         await self.intake.take(self.source, frame)
         if frame.part is not None and frame.last and not frame.part.is_stretch:
-            self.parts.add(frame.part)
+            self.parts[frame.part.path, frame.part.begin] = frame.part
 
-    def is_current(self, current: bool) -> None:  # noqa: FBT001 - as the protocol says
-        """Say whether all events up to now were handed over."""
-        self.intake.is_current(self.source, current=current)
+    def is_current(self, current: bool, cause: Cause = Cause.BACKLOG) -> None:  # noqa: FBT001 - as the protocol says
+        """Say whether all events up to now were handed over, and if not, why."""
+        self.intake.is_current(self.source, current=current, cause=cause)
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -58,20 +58,29 @@ class Positions:
                     reach=reach,
                 )
             )
+            if part.is_stretch:
+                continue  # it is there because lines are: to tell of it would tell when single events came
             self._read += 1
             emit(Event.PART_READ, source=source, parts=self._read)
 
-    def tidy(self, sources: Iterable[str], now: datetime) -> None:
-        """Forget the positions of files that are gone, and join stretches that touch; now and then."""
+    def tidy(self, sources: Iterable[str], now: datetime) -> list[tuple[str, Part]]:
+        """Forget the positions of files that are gone, and join stretches that touch; now and then.
+
+        Returns:
+            The parts that were forgotten, each with its source.
+        """
         if self._tidied is not None and now - self._tidied < TIDY_EVERY:
-            return
+            return []
         self._tidied = now
         closed = self._closed()
+        gone: list[tuple[str, Part]] = []
         with suppress(JournalFull):
             for source in sources:
-                done = self.journal.positions_within(source, closed)
-                present = {part.path for part in done if part.mtime_ns == 0 or Path(part.path).exists()}
+                done = self.done(source)
+                present = {part.path for part in done if part.is_stretch or Path(part.path).exists()}
                 self.journal.tidy_positions(source, closed, present=present)
+                gone += [(source, part) for part in done if part.path not in present]
+        return gone
 
     def _closed(self) -> list[datetime | None]:
         return [series.closed_before for series in self.series]

@@ -85,14 +85,14 @@ def reload(agent: Agent, path: Path, config: Config, notifier: Notifier) -> None
     """Take over the tuning of the config as it is on disk now, or say why not."""
     notifier.reloading(time.monotonic_ns() // 1000)
     try:
-        new, _ = load(path)
+        new, plans = load(path)
+        refused = retune(agent, config, new, plans)
     except ConfigInvalid:
-        emit(Event.CONFIG_REFUSED, reason="invalid")
+        refused = "invalid"
+    if refused is None:
+        emit(Event.CONFIG_RELOADED)
     else:
-        if retune(agent, config, new):
-            emit(Event.CONFIG_RELOADED)
-        else:
-            emit(Event.CONFIG_REFUSED, reason="more than tuning differs")
+        emit(Event.CONFIG_REFUSED, reason=refused)
     notifier.ready()
 
 
@@ -102,10 +102,17 @@ async def _tell_supervisor(agent: Agent, notifier: Notifier, ended: asyncio.Even
     every_s = STATUS_S if notifier.watchdog_s is None else min(STATUS_S, notifier.watchdog_s / 3)
     while not ended.is_set():
         notifier.alive()
-        holding = agent.timekeeper.doubt or agent.ceilings.holding() or agent.herald.holding
-        waiting = f"{agent.journal.unacked()} releases wait"
-        notifier.status(waiting if holding is None else f"holding ({holding}); {waiting}")
+        notifier.status(_how(agent))
         await wait_first(ended.wait(), asyncio.sleep(every_s))
+
+
+def _how(agent: Agent) -> str:
+    """One line: what it holds for, what waits to be sent, which sources are behind and why."""
+    held = control.holding(agent)
+    said = [] if held is None else [f"holding ({agent.timekeeper.doubt or held})"]
+    behind = [state for state in agent.intake.sources.values() if not state.current]
+    waiting = f"{agent.journal.unacked()} releases wait"
+    return "; ".join([*said, waiting, *(f"{state.name} behind ({state.cause.value})" for state in behind)])
 
 
 def _on_signals(action: Callable[[], object], *numbers: signal.Signals) -> None:

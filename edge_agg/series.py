@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.grid import window_of
@@ -28,6 +29,7 @@ from edge_agg.contract.vectors import readings_of
 from edge_agg.errors import BudgetExhausted
 from edge_agg.failpoint import failpoint
 from edge_agg.journal import Counted
+from edge_agg.participation import each
 from edge_agg.privacy.ledger import Budget, Entry, check_room
 from edge_agg.privacy.rows import read_events
 from edge_agg.telemetry import Event, emit
@@ -145,6 +147,10 @@ class Series:
     def held_rows(self) -> int:
         """Rows that are held for the open windows; what this device alone may know."""
         return sum(bounding.rows for bounding in self._open.values())
+
+    def has_room(self, more: int) -> bool:
+        """Whether each open window surely has room for so many rows more: it holds `MAX_UNITS` units at most."""
+        return all(bounding.has_room(more) for bounding in list(self._open.values()))
 
     def takes_one_time(self, column: str, first_us: int, last_us: int) -> bool:
         """Whether times of a column between two moments, both included, may all be read as the first.
@@ -286,16 +292,8 @@ class Series:
 
     def _released(self, start: datetime, bounding: Bounding) -> Noisy:
         """T1, then aggregate and draw. Nothing of it is logged, counted or kept but the noisy values."""
-        plan, period = self.measurement.plan, self._period(start)
-        counted, without = None, None
-        if period is not None and plan.bounds.max_windows is not None:
-            spent = self.journal.spent_units(
-                self.hash, period=period, window_start=start, max_windows=plan.bounds.max_windows
-            )
-            # Of the plan's type and not of the window's rows: a window may have none.
-            integers = plan.events.columns[plan.privacy_unit.label] == "integer"
-            without = pa.array(spent, type=pa.int64() if integers else pa.string())
-            counted = Counted(period=period, units=set(bounding.units().to_pylist()).difference(spent))
+        plan = self.measurement.plan
+        without, counted = self._participation(start, bounding)
         self.journal.charge(
             account=self.account.name,
             plan_hash=self.hash,
@@ -307,6 +305,24 @@ class Series:
         noisy = self.measurement.release(bounding.blocks(without=without))
         failpoint("noise_drawn")
         return noisy
+
+    def _participation(self, start: datetime, bounding: Bounding) -> tuple[pa.Array | None, Counted | None]:
+        """Who has used up its windows of the period, and who counts in this one; None where the plan has no period."""
+        plan, period = self.measurement.plan, self._period(start)
+        if period is None or plan.bounds.max_windows is None:
+            return None, None
+        spent = self.journal.spent_units(
+            self.hash,
+            period=period,
+            window_start=start,
+            max_windows=plan.bounds.max_windows,
+            # Of the plan and not of the window's rows: a window may have none.
+            integers=plan.events.columns[plan.privacy_unit.label] == "integer",
+        )
+        units = bounding.units()
+        if len(units):
+            units = units.filter(pc.invert(pc.is_in(units, value_set=spent)))
+        return spent, Counted(period=period, units=each(units))
 
     def _salt(self, start: datetime) -> bytes:
         return window_salt(self.journal.secret, self.hash, start)

@@ -23,7 +23,7 @@ from edge_agg.uplink import HOLD_S
 from edge_agg.wire import CallFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -123,6 +123,16 @@ class UniqueNoise:
 def frozen_noise(mechanism: Mechanism, scale: float, exact: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Stands in for `noise.draw`: the same released values, whatever the data."""
     return np.arange(exact.size, dtype=np.int64).reshape(exact.shape) * 37 - 5
+
+
+def recorder(seen: list[list[int]]) -> Callable[[Mechanism, float, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+    """Stands in for `noise.draw`: it adds nothing and notes what it was given."""
+
+    def draw(mechanism: Mechanism, scale: float, exact: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        seen.append(exact.tolist())
+        return exact
+
+    return draw
 
 
 DROP_REQUEST, DROP_RESPONSE, MISMATCH, REVERSED = "drop_request", "drop_response", "mismatch", "reversed"

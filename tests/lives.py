@@ -40,8 +40,13 @@ class Lives:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
+        end(self._process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a process that runs until its standard input ends."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.wait(30)
+    process.stdout.close()

@@ -11,7 +11,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,16 +22,16 @@ from click.testing import CliRunner
 import cloud_collector
 from cloud_collector.__main__ import cli
 from tests.fakes import COUNT, Row, small_plan_text, write_config, write_events
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cloud_collector.client import Client
 
 ROOT = Path(__file__).parents[1]
 PLAN = small_plan_text(COUNT, every="2s", lateness="0s", epsilon=0.5)
 AGENTS = ("free", "strict", "poor", "tardy")
-PATIENCE_S = 90.0
 SAID = ("released", "late", "lost", "vetoed", "offline", "exhausted")
 
 
@@ -88,14 +87,6 @@ def collector(home: Path) -> Iterator[str]:
         assert ended == 0
 
 
-def until(holds: Callable[[], object]) -> None:
-    """Wait for something that will be so."""
-    ends = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < ends, "it did not happen in time"
-        time.sleep(0.3)
-
-
 def asked(client: Client) -> dict[str, dict[str, Any]]:
     """What a notebook is told of each agent, up to now."""
     now = int(datetime.now(UTC).timestamp())
@@ -118,10 +109,10 @@ def test_each_absence_is_told_as_what_it_is(tmp_path: Path) -> None:
         for one in (free, strict, poor, tardy):
             stack.callback(one.end, signal.SIGKILL)
             one.start()
-        until(lambda: asked(client)["free"]["released"] and asked(client)["poor"]["exhausted"])
-        until(lambda: asked(client)["strict"]["vetoed"])
-        until(lambda: asked(client)["tardy"]["offline"])  # overdue, and never heard of
-        until(lambda: asked(client)["free"]["offline"] == 0)  # on a busy machine a window may come late, but it comes
+        wait_until(lambda: asked(client)["free"]["released"] and asked(client)["poor"]["exhausted"])
+        wait_until(lambda: asked(client)["strict"]["vetoed"])
+        wait_until(lambda: asked(client)["tardy"]["offline"])  # overdue, and never heard of
+        wait_until(lambda: asked(client)["free"]["offline"] == 0)  # a window may come late, but it comes
         found = asked(client)
         assert found["strict"]["released"] == found["free"]["vetoed"] == 0
         assert found["poor"]["released"] > 0
@@ -129,7 +120,7 @@ def test_each_absence_is_told_as_what_it_is(tmp_path: Path) -> None:
 
         free.end(signal.SIGKILL)
         silent = datetime.now(UTC)
-        until(lambda: asked(client)["free"]["offline"] >= 2)
+        wait_until(lambda: asked(client)["free"]["offline"] >= 2)
         assert asked(client)["free"]["last_heard"] <= silent
         whole = client.estimate("small", "n", end=client.coverage("small")["end"][0]).row(0, named=True)
         assert whole["absent"]["vetoed"] > 0
@@ -150,5 +141,5 @@ def test_each_absence_is_told_as_what_it_is(tmp_path: Path) -> None:
         before = asked(client)["tardy"]
         tardy.end(signal.SIGTERM)
         tardy.start(port=port)  # its releases have waited, longer than the grace
-        until(lambda: asked(client)["tardy"]["released"] >= before["offline"])
-        until(lambda: asked(client)["tardy"]["last_heard"] is not None)  # written down a little later than its releases
+        wait_until(lambda: asked(client)["tardy"]["released"] >= before["offline"])
+        wait_until(lambda: asked(client)["tardy"]["last_heard"] is not None)  # written down after its releases

@@ -2,8 +2,8 @@
 
 Place: written by `edge-agg doctor -o`.
 Invariants: it is put together out of what is named here, never by copying a file; of the journal only the tables of
-plans, charges and releases are read, and of those neither payloads nor headers; sizes are rounded up to powers of two,
-for an exact one would count the units that the journal keeps.
+plans, charges and releases are read, and of those neither payloads nor headers; sizes are rounded up, to tenths of
+their limits or to powers of two, for an exact one would count the units that the journal keeps.
 
 | file | holds |
 |---|---|
@@ -114,8 +114,7 @@ def _policy(config: Config, _: Sequence[Plan]) -> Any:
 
 
 def _status(config: Config, plans: Sequence[Plan]) -> dict[str, Any]:
-    said = as_json(look(config, plans, now=SystemClock().now()))
-    return {name: _rough(value) if name.endswith("_bytes") else value for name, value in said.items()}
+    return as_json(look(config, plans, now=SystemClock().now()))
 
 
 def _state(config: Config, _: Sequence[Plan]) -> dict[str, Any]:
@@ -171,6 +170,6 @@ def _charged(db: apsw.Connection) -> dict[str, dict[str, float]]:
     return {account: {"rho": float(rho), "delta": float(delta)} for account, (rho, delta) in sums.items()}
 
 
-def _rough(size: int | None) -> int | None:
+def _rough(size: int) -> int:
     """The next power of two."""
-    return None if size is None else 1 << max(0, size - 1).bit_length()
+    return 1 << max(0, size - 1).bit_length()

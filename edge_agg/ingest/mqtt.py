@@ -29,6 +29,7 @@ from edge_agg.errors import SourceUnreadable
 from edge_agg.ingest.mqtt_link import Address, Link, LinkLost
 from edge_agg.ingest.mqtt_session import Session
 from edge_agg.ingest.redelivery import Redelivery
+from edge_agg.ingest.source import Cause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +78,7 @@ class MqttSource:
     async def deliver(self, inlet: Inlet, stop: asyncio.Event, *, drain: bool) -> None:
         """Hand messages over until `stop`; with `drain`, until the broker has kept none for us.
 
-        A broker that is away, or refuses, is asked again for ever, less and less often.
+        A broker that is away, or refuses, is asked again for ever, less and less often; the inlet hears why.
         """
         inlet.is_current(False)
         idle = asyncio.Event()
@@ -102,8 +103,10 @@ class MqttSource:
             idle.set()
             try:
                 await self._session(inlet, idle, drain=drain)
-            except (LinkLost, SourceUnreadable):  # of the latter: a file that check() found and is gone now
-                inlet.is_current(False)
+            except LinkLost as lost:
+                inlet.is_current(False, lost.cause)
+            except SourceUnreadable:  # a file that check() found and is gone now
+                inlet.is_current(False, Cause.UNREADABLE)
             else:
                 return
             attempts = 0 if loop.time() - began > STEADY_S else attempts + 1

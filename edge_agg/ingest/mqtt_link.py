@@ -23,6 +23,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edge_agg.ingest.source import Cause
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,6 +49,10 @@ _OVERHEAD = 500
 
 class LinkLost(Exception):
     """No connection: try again later. The text is a kind of failure and never holds what the broker said."""
+
+    def __init__(self, kind: str, cause: Cause = Cause.UNREACHABLE) -> None:
+        super().__init__(kind)
+        self.cause = cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +96,7 @@ class Link:
         self._turn = threading.Condition()  # over the three around it, which both threads touch
         self._woken = False
         self._stir = asyncio.Event()  # for the one who waits for messages
-        self._lost: str | None = None
+        self._lost: LinkLost | None = None
         self._connected = self._subscribed = self._closed = False
         self._handed = 0
         self._news = asyncio.Event()  # for the one who waits to be caught up
@@ -129,7 +135,7 @@ class Link:
     def check(self) -> None:
         """Raise LinkLost if the connection is gone."""
         if self._lost is not None:
-            raise LinkLost(self._lost)
+            raise LinkLost(str(self._lost), self._lost.cause)
 
     def ack(self, messages: Sequence[Message]) -> None:
         """Tell the broker that it need not keep these any longer, in the order in which they came."""
@@ -212,7 +218,7 @@ class Link:
     # From here on: paho's thread.
 
     def _run(self) -> None:
-        kind = "connection_closed"
+        lost = LinkLost("connection_closed")
         try:
             self._client.connect(
                 self._address.host, self._address.port, keepalive=KEEPALIVE_S, **_asked(self._address.version)
@@ -220,14 +226,15 @@ class Link:
             while self._client.loop() == MQTTErrorCode.MQTT_ERR_SUCCESS:  # unlike loop_forever, an ack wakes this one
                 pass
         except Exception as error:  # noqa: BLE001 - whatever paho or a broken packet raises, the link is lost
-            kind = type(error).__name__
+            cause = Cause.UNTRUSTED if isinstance(error, ssl.SSLError) else Cause.UNREACHABLE
+            lost = LinkLost(type(error).__name__, cause)
         sock = self._client.socket()
         if sock is not None:  # paho leaves it open where a callback or a broken packet raised
             with suppress(OSError):
                 sock.close()
-        self._tell(kind)
+        self._tell(lost)
 
-    def _tell(self, lost: str | None = None) -> None:
+    def _tell(self, lost: LinkLost | None = None) -> None:
         """Wake the event loop."""
         with suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(self._heard, lost)
@@ -236,7 +243,7 @@ class Link:
         self, client: Client, _user: object, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         if reason.is_failure:
-            self._tell(_kind(reason))
+            self._tell(LinkLost(_kind(reason), Cause.REFUSED))
             client.disconnect()
             return
         self.resumed = bool(flags.session_present)
@@ -253,7 +260,7 @@ class Link:
     ) -> None:
         refused = [reason for reason in reasons if reason.is_failure]
         if refused:
-            self._tell(f"subscription: {_kind(refused[0])}")
+            self._tell(LinkLost(f"subscription: {_kind(refused[0])}", Cause.REFUSED))
             client.disconnect()
             return
         self._subscribed = True
@@ -285,13 +292,14 @@ class Link:
         return self._waiting_bytes < MAX_WAITING_BYTES or self._closed
 
     def _on_disconnect(
-        self, _client: Client, _user: object, _flags: DisconnectFlags, reason: ReasonCode, _p: Properties | None
+        self, _client: Client, _user: object, flags: DisconnectFlags, reason: ReasonCode, _p: Properties | None
     ) -> None:
-        self._tell(_kind(reason))
+        cause = Cause.REFUSED if flags.is_disconnect_packet_from_server else Cause.UNREACHABLE
+        self._tell(LinkLost(_kind(reason), cause))
 
     # And from here on the event loop again.
 
-    def _heard(self, lost: str | None) -> None:
+    def _heard(self, lost: LinkLost | None) -> None:
         if lost is not None and self._lost is None:
             self._lost = lost
             self.gone.set()

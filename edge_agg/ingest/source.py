@@ -15,6 +15,7 @@ the unit of position, it has been read when its last frame has.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -63,6 +64,21 @@ class Frame:
     """Whether the part ends here; true without a part."""
 
 
+class Cause(StrEnum):
+    """Why a source is behind, as far as it can say: a word of this list, never what the other end wrote."""
+
+    BACKLOG = "backlog"
+    """It hands over what there is, or waits until the agent has room."""
+    UNREACHABLE = "unreachable"
+    """Nobody answers at the address, or the connection breaks."""
+    UNTRUSTED = "untrusted"
+    """TLS fails: the other end's certificate, or the CA that should vouch for it."""
+    REFUSED = "refused"
+    """The other end does not let the agent in: user, password, client id or topic."""
+    UNREADABLE = "unreadable"
+    """A file that it needs, of a CA or a password, cannot be read."""
+
+
 class InletFull(Exception):
     """Nothing of a frame was taken: offer it again after `retry_s`, and tell whoever pushed it to wait."""
 
@@ -91,8 +107,8 @@ class Inlet(Protocol):
             InletFull: only for frames without a part.
         """
 
-    def is_current(self, current: bool) -> None:  # noqa: FBT001 - a state, as its name says
-        """Say whether all events up to now were handed over; windows wait (for a bounded time) while not."""
+    def is_current(self, current: bool, cause: Cause = Cause.BACKLOG) -> None:  # noqa: FBT001 - a state, as its name says
+        """Say whether all events up to now were handed over, and if not, why; windows wait (for a bounded time)."""
 
 
 class Source(Protocol):

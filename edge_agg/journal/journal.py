@@ -32,13 +32,15 @@ from edge_agg.journal.positions import done_positions, note_positions, tidy_posi
 from edge_agg.journal.rim import as_journal_failed, sync_folder
 from edge_agg.journal.rows import Counted, Parked, Position, Waiting
 from edge_agg.lock import FolderLock
-from edge_agg.participation import record_units, spent_units
+from edge_agg.participation import as_array, record_units, spent_units
 from edge_agg.privacy.ledger import Book, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
+
+    import pyarrow as pa
 
     from edge_agg.contract.plan import PlanHash
 
@@ -178,17 +180,22 @@ class Journal:
         return bool(self._file.one(query, account, plan_hash, to_us(window_start), to_us(window_start)))
 
     def spent_units(
-        self, plan_hash: PlanHash, *, period: datetime, window_start: datetime, max_windows: int
-    ) -> list[int | str]:
-        """The units that have used up their windows of the period before this one; they stay on the device."""
+        self, plan_hash: PlanHash, *, period: datetime, window_start: datetime, max_windows: int, integers: bool
+    ) -> pa.Array:
+        """The units that have used up their windows of the period before this one; they stay on the device.
+
+        Returns:
+            Their ids, int64 if they are `integers`, large_string if not.
+        """
         with self._file.guarded():
-            return spent_units(
+            spent = spent_units(
                 self._file.db,
                 plan_hash,
                 period_us=to_us(period),
                 window_us=to_us(window_start),
                 max_windows=max_windows,
             )
+            return as_array(spent, integers=integers)
 
     def attempts(self, plan_hash: PlanHash, window_start: datetime) -> int:
         """How often noise may have been drawn for a window."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable
     from datetime import datetime
 
     from edge_agg.contract.refusal import Refusal
@@ -27,7 +27,8 @@ class Counted:
 
     period: datetime
     """Its start."""
-    units: Collection[int | str] = field(repr=False)
+    units: Iterable[int | str] = field(repr=False)
+    """Their ids, gone over once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,11 +115,22 @@ class Bounding:
         """Rows now held, waiting ones included."""
         return self._state.size + sum(len(part.cell) for part in self._alone)
 
+    def has_room(self, more: int) -> bool:
+        """Whether so many rows more surely fit the proof that no sum overflows, whoever's they are.
+
+        Units are bounded from above: by their codes, or the rows held. So it may say no too early, and never too late.
+        """
+        known = self.rows
+        if not self._alone and (self._units.is_dense or self._units.bound < known):
+            known = self._units.bound
+        return known + more <= MAX_UNITS
+
     def add(self, rows: Rows) -> None:
         """Take rows in; work is amortised to a few sorts each.
 
         Raises:
-            OverflowError: more privacy units in one window than the proof that no sum overflows allows.
+            OverflowError: more privacy units in one window than the proof that no sum overflows allows. Ask `has_room`
+                first: what was taken in is of no use then.
         """
         for start in range(0, len(rows.cell), BATCH_ROWS):
             part = rows if len(rows.cell) <= BATCH_ROWS else rows.slice(start, BATCH_ROWS)

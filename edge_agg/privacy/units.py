@@ -40,6 +40,11 @@ class Units:
         self.bound = 0
         """All codes so far lie below it."""
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether codes are given out one after another, so that `bound` is the number of units."""
+        return self._codes is not None
+
     def outgrow(self, ids: pa.Array) -> bool:
         """Whether these ids ended the time in which integers are their own codes: what is held has to be recoded.
 

@@ -17,9 +17,11 @@ from rich.table import Table
 from edge_agg.accounts import check_charged, journal_of
 from edge_agg.clock import SystemClock
 from edge_agg.config import discovery_of, horizon_of, load, load_plan, plans_of
-from edge_agg.contract import arrow
+from edge_agg.contract import arrow, codec
 from edge_agg.contract.cells import n_cells
+from edge_agg.contract.grid import ORIGIN
 from edge_agg.contract.plan import Count, DistinctUnits, Histogram, Sum, plan_hash
+from edge_agg.contract.release import Link, Release, Status
 from edge_agg.contract.vectors import payload_columns
 from edge_agg.errors import ConfigInvalid
 from edge_agg.policy import Policy, load_policy, objections
@@ -31,14 +33,14 @@ from edge_agg.prospect import prospects
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from edge_agg.config import AccountTable
     from edge_agg.contract.derivation import Derivation, Filter
     from edge_agg.contract.plan import Plan
     from edge_agg.privacy.predict import Figure
     from edge_agg.prospect import Prospect
 
-HEADER_BYTES = 700
-"""About what the envelope adds to a payload."""
 _SIZED_ROWS = 2_000
 """Rows that are drawn to learn how long a payload is; more are reckoned from them."""
 
@@ -132,7 +134,8 @@ def _show_plan(console: Console, plan: Plan, account: AccountTable | None, kept:
     )
     columns = len(payload_columns(plan))
     if measurement.selection is None:
-        size = f"about {_payload_bytes(measurement) + HEADER_BYTES:,} bytes a release, whatever the data"
+        bytes_ = _release_bytes(measurement)
+        size = f"about {round(bytes_, 2 - len(str(bytes_))):,} bytes a release ({TYPICAL_ROWS:,} rows a cell)"
         console.print(f"every {plan.window.every}: {n_cells(plan):,} cells x {columns} columns, {size}")
     else:
         console.print(f"every {plan.window.every}: {n_cells(plan):,} cells x {columns} columns for each released key")
@@ -224,12 +227,40 @@ def error(figure: Figure) -> str:
     return text if figure.rank is None else f"{text} ({figure.rank:.1%} of ranks)"
 
 
-def _payload_bytes(measurement: Measurement) -> int:
-    """The size of a release of no data at all: the noise decides it, so it is every release's size."""
-    cells = n_cells(measurement.plan)
+def _release_bytes(measurement: Measurement) -> int:
+    """The size of a typical release, header and payload; the cells' values decide how far zstd gets."""
+    plan, cells = measurement.plan, n_cells(measurement.plan)
     drawn = min(cells, _SIZED_ROWS)
-    nothing = {
-        vector.name: np.zeros(drawn if vector.tree is None else (drawn, vector.tree.nodes), np.int64)
-        for vector in measurement.vectors
-    }
-    return len(arrow.encode(measurement.draw(nothing))) * cells // drawn
+    payload = arrow.encode(measurement.draw(_typical(measurement, drawn)))
+    release = Release(
+        tenant="default",
+        agent="a-site",
+        link=Link(incarnation="0" * 32, seq=1_000, prev_hash=bytes(32)),
+        plan=plan.name,
+        plan_version=plan.version,
+        plan_hash=plan_hash(plan),
+        window_start=ORIGIN,
+        window_end=ORIGIN + plan.every,
+        status=Status.RELEASED,
+        account=plan.privacy_unit.label,
+        charge=measurement.charge,
+        cumulative=measurement.charge * 1_000,
+        vectors=measurement.specs,
+        max_partitions=plan.bounds.max_partitions,
+        max_rows_per_partition=plan.bounds.max_rows_per_partition,
+        max_nodes=plan.privacy_unit.max_nodes,
+        rows=cells,
+        payload_sha256=bytes(32),
+    )
+    return len(codec.seal(release, payload).header) + len(payload) * cells // drawn
+
+
+def _typical(measurement: Measurement, cells: int) -> dict[str, npt.NDArray[np.int64]]:
+    """Exact vectors of so many cells, as many rows as `TYPICAL_ROWS` on average, and no two cells alike."""
+    truth = assumed(measurement.plan, TYPICAL_ROWS)
+    busy = np.random.default_rng(0).exponential(size=cells)
+    vectors = {}
+    for vector in measurement.vectors:
+        exact = np.rint(np.multiply.outer(busy, truth[vector.name])).astype(np.int64)
+        vectors[vector.name] = exact[:, 0] if vector.tree is None else exact
+    return vectors

@@ -31,6 +31,8 @@ class LiveSource(msgspec.Struct, frozen=True, kw_only=True):
     """Whether all events up to now were handed over."""
     since: datetime | None = None
     """Since when it has been so."""
+    cause: str | None = None
+    """Why it is behind."""
 
 
 class LivePlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """An agent's state as a page for its operator, or as JSON for a program.
 
 Place: for `edge-agg status`.
-Invariant: the page shows what only this device may know, and says so; the JSON, which may end up anywhere, does not.
+Invariant: the page shows what only this device may know, and says so; the JSON, which may end up anywhere, does not:
+sizes, which follow the raw events that are held, stand there in tenths of their limits.
 """
 
 from __future__ import annotations
@@ -28,12 +29,22 @@ if TYPE_CHECKING:
 HOLDING = {
     "memory": "memory is at its limit: nothing is taken in until there is room",
     "disk": "the disk, or its limit, is full: nothing is taken in or drawn until there is room",
+    "spool": "raw events have used up their part of the disk: what is pushed is refused until a window is sealed",
+    "crowd": "a window has nearly as many privacy units as may be added up: nothing is taken in until it closes",
     "clock": "the clock is not believed: no window closes until it is",
     "head": "the collector has not heard how far this journal is: windows from before the agent's start wait for that",
     "fenced": "the collector has fenced this agent: nothing is drawn until the people who run the fleet let it in",
     "source": "a source is behind: windows wait for it, for as long as [agent].hold says",
 }
 """What an agent that holds waits for."""
+CAUSES = {
+    "backlog": "it hands over what there is",
+    "unreachable": "nobody answers at its address, or the connection breaks",
+    "untrusted": "TLS fails: look at certificate and CA",
+    "refused": "the other end refuses this agent: user, password, client id or topic",
+    "unreadable": "a file that it needs, of a CA or a password, cannot be read",
+}
+"""Why a source is behind."""
 
 
 def status(path: Path, *, machine: bool) -> bool:
@@ -96,6 +107,7 @@ def _show_live(console: Console, state: State, live: Live) -> None:
     for source in live.sources:
         colour, said = ("green", "current") if source.current else ("yellow", "behind")
         since = "" if source.since is None else f" for {_lasting((state.now - source.since).total_seconds())}"
+        since += "" if source.cause is None else f": {CAUSES.get(source.cause, source.cause)}"
         console.print(f"source {escape(source.name)}: [{colour}]{said}[/]{since}", highlight=False)
 
 
@@ -146,14 +158,17 @@ def as_json(state: State) -> dict[str, Any]:
         "uptime_s": None if live is None else live.uptime_s,
         "holding": None if live is None else live.holding,
         "clock": None if live is None else {"state": live.clock.state, "reason": live.clock.reason},
-        "memory_bytes": state.memory_bytes,
+        "memory_bytes": None if state.memory_bytes is None else _tenths(state.memory_bytes, state.memory_limit),
         "memory_limit": state.memory_limit,
-        "disk_bytes": state.disk_bytes,
+        "disk_bytes": _tenths(state.disk_bytes, state.disk_limit),
         "disk_limit": state.disk_limit,
-        "disk_free": state.disk_free,
+        "disk_free": -_tenths(-state.disk_free, state.disk_limit),
         "sources": []
         if live is None
-        else [{"name": one.name, "current": one.current, "since": _iso(one.since)} for one in live.sources],
+        else [
+            {"name": one.name, "current": one.current, "since": _iso(one.since), "cause": one.cause}
+            for one in live.sources
+        ],
         "plans": [_plan_json(plan) for plan in state.plans],
         "queue": {
             "releases": state.waiting,
@@ -168,6 +183,12 @@ def as_json(state: State) -> dict[str, Any]:
         else {"ends": _iso(state.certificate.ends), "renewal_due": _iso(state.certificate.due)},
         "accounts": [{"name": one.name, "spent": one.spent, "lasts": one.lasts} for one in state.accounts],
     }
+
+
+def _tenths(count: int, limit: int) -> int:
+    """Rounded up to a whole tenth of its limit, in bytes."""
+    step = max(1, limit // 10)
+    return -(-count // step) * step
 
 
 def _plan_json(plan: PlanState) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from cloud_collector.landing import Landing
 from cloud_collector.payload import Values
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.cells import n_cells
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloud_collector.config import Database
+    from cloud_collector.landed import Verdict
 
 MONDAY = datetime(2013, 1, 7, tzinfo=UTC)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -219,3 +223,15 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Database:
         return tmp_path / "data" / "landing.sqlite"
     server: Postgres = request.getfixturevalue("postgres")
     return server.database()
+
+
+@pytest.fixture
+def landing(where: Path | Database) -> Iterator[Landing]:
+    """New, over each of the databases."""
+    with contextlib.closing(Landing(where)) as one:
+        yield one
+
+
+def land(landing: Landing, *made: Made) -> list[Verdict]:
+    """Commit in one group."""
+    return asyncio.run(landing.land([one.pair for one in made]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from cloud_collector.register import Contact, Expectation
 from cloud_collector.roll_call import Ask
 from edge_agg.contract.codec import to_us
 from edge_agg.contract.release import Charge, Link, Status
-from tests.cloud_collector.conftest import MONDAY, Made, Maker
+from tests.cloud_collector.conftest import MONDAY, Made, Maker, land
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,11 +87,6 @@ class Agent:
 def contact(agent: str, heard_us: int, ends_us: int | None = None) -> Contact:
     """An agent of the tests' tenant called."""
     return Contact(tenant="acme", agent=agent, heard_us=heard_us, certificate_ends_us=ends_us)
-
-
-def land(landing: Landing, *made: Made) -> list[Verdict]:
-    """Commit in one group."""
-    return asyncio.run(landing.land([one.pair for one in made]))
 
 
 def due(now_us: int) -> Due:

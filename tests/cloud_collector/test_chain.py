@@ -6,7 +6,6 @@ sent anything, which is the agent's own affair.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -21,11 +20,11 @@ from cloud_collector.errors import StoreFailed
 from cloud_collector.landed import Action, Reason, Verdict
 from cloud_collector.landing import Landing
 from edge_agg.contract.release import Charge, Link
-from tests.cloud_collector.conftest import Maker
+from tests.cloud_collector.conftest import Maker, land
 from tests.cloud_collector.test_landing import without_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cloud_collector.config import Database
@@ -33,16 +32,6 @@ if TYPE_CHECKING:
 
 A, D, C, F = Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.FENCED
 RHO = Fraction(1, 8)
-
-
-@pytest.fixture
-def landing(where: Path | Database) -> Iterator[Landing]:
-    with contextlib.closing(Landing(where)) as one:
-        yield one
-
-
-def land(landing: Landing, *made: Made) -> list[Verdict]:
-    return asyncio.run(landing.land([one.pair for one in made]))
 
 
 class Journal:

@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from cloud_collector import verify as room
-from cloud_collector.__main__ import cli
 from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
 from tests.cloud_collector.front import PLAN_TEXT, push, release
+from tests.cloud_collector.typed import run
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"polars", "pyarrow", "grpc", "duckdb", "deltalake", "numpy", "apsw", "rich", "google.protobuf"}
@@ -28,10 +27,6 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "collector.toml"
     path.write_text('[collector]\nlisten = "127.0.0.1:0"\ndata = "data"\n')
     return path
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def serving(config: Path) -> tuple[subprocess.Popen[str], str]:

@@ -13,12 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from click.testing import CliRunner, Result
 from rich.console import Console
 
 from cloud_collector import board as page
 from cloud_collector import expecting, roll_call
-from cloud_collector.__main__ import cli
 from cloud_collector.absence import END, Standing
 from cloud_collector.board import MAX_PLANS, board
 from cloud_collector.landing import Landing
@@ -29,9 +27,12 @@ from edge_agg.contract.release import Status
 from tests.cloud_collector.conftest import PLAN
 from tests.cloud_collector.crowd import write_crowd
 from tests.cloud_collector.rolls import MAKER, Agent, contact, start_us
+from tests.cloud_collector.typed import run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from click.testing import Result
 
 HOUR = timedelta(hours=1)
 NOW = from_us(start_us(6)) + 3 * HOUR
@@ -69,10 +70,6 @@ def shown(found: Overview, width: int = 160) -> str:
     with console.capture() as captured:
         console.print(board(found))
     return captured.get()
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def test_each_standing_is_seen_of_the_agent_it_is_of(config: Path) -> None:

@@ -27,20 +27,15 @@ from edge_agg.contract.head import MAX_PLACES, MAX_SPENT, Head
 from edge_agg.contract.release import Charge
 from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.contract.v1.collector_pb2_grpc import CollectorServiceStub, add_CollectorServiceServicer_to_server
-from tests.cloud_collector.test_chain import MAKER, Journal, land
+from tests.cloud_collector.conftest import land
+from tests.cloud_collector.test_chain import MAKER, Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from cloud_collector.config import Database
     from tests.cloud_collector.conftest import Made
-
-
-@pytest.fixture
-def landing(where: Path | Database) -> Iterator[Landing]:
-    with contextlib.closing(Landing(where)) as one:
-        yield one
 
 
 def head_of(journal: Journal, *also: tuple[int, bytes], **changes: Any) -> Head:

@@ -16,7 +16,7 @@ import pytest
 from cloud_collector import supervisor, telemetry
 from cloud_collector.errors import ConfigInvalid, StoreFailed, StoreUnavailable
 from tests.cloud_collector.front import PLAN_TEXT
-from tests.cloud_collector.test_cli import run
+from tests.cloud_collector.typed import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

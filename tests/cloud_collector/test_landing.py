@@ -35,6 +35,7 @@ from cloud_collector.landing_server import LandingServer
 from edge_agg.contract import codec
 from edge_agg.contract.codec import open_sealed, to_us
 from edge_agg.contract.release import Link, Release, Sealed, Status
+from tests.cloud_collector.conftest import land
 from tests.disk import Disk, DiskVfs
 
 if TYPE_CHECKING:
@@ -54,12 +55,6 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def landing(where: Path | Database) -> Iterator[Landing]:
-    with contextlib.closing(Landing(where)) as one:
-        yield one
-
-
-@pytest.fixture
 def in_file(path: Path) -> Iterator[Landing]:
     with contextlib.closing(Landing(path)) as one:
         yield one
@@ -69,10 +64,6 @@ def sqlite(landing: Landing) -> apsw.Connection:
     """What is below a landing in a file."""
     assert isinstance(landing._db, apsw.Connection)
     return landing._db
-
-
-def land(landing: Landing, *made: Made) -> list[Verdict]:
-    return asyncio.run(landing.land([one.pair for one in made]))
 
 
 def headers(landing: Landing) -> list[bytes]:

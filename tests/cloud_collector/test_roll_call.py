@@ -61,13 +61,6 @@ FLEETS = {
 }
 
 
-@pytest.fixture
-def landing(where: Path | Database) -> Iterator[Landing]:
-    """New, over each of the databases."""
-    with contextlib.closing(Landing(where)) as one:
-        yield one
-
-
 @settings(max_examples=60, deadline=None)
 @given(**FLEETS)
 def test_the_roll_call_says_what_the_rules_say(fleet: list[Drawn], now: int, off: int) -> None:

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from click.testing import CliRunner, Result
 
 from benchmarks.collector.stage import family, running
 from cloud_collector import client
 from cloud_collector import config as settings
-from cloud_collector.__main__ import cli
 from cloud_collector.config import Database
 from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.landing import Landing
 from edge_agg.contract.codec import from_us
 from edge_agg.contract.v1 import collector_pb2
 from tests.cloud_collector.front import PLAN_TEXT, push, release
+from tests.cloud_collector.typed import run
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from benchmarks.collector.stage import Running
@@ -60,23 +60,15 @@ def configured(folder: Path, database: Database, *, workers: int = 1) -> Path:
     return path
 
 
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
-
-
 def land(where: Database, *made: Made) -> list[str]:
     with contextlib.closing(Landing(where)) as landing:
         return list(asyncio.run(landing.land([one.pair for one in made])))
 
 
-def until_sealed(database: Database) -> bool:
-    """Whether everything is in the lake after a while, though nobody asks a question."""
+def wait_sealed(database: Database) -> None:
+    """Come back once everything is in the lake, though nobody asks a question."""
     with contextlib.closing(Landing(database)) as landing:
-        for _ in range(200):
-            if not landing.unsealed(1):
-                return True
-            time.sleep(0.05)
-    return False
+        wait_until(lambda: not landing.unsealed(1))
 
 
 def patient(collectors: list[Running], made: Sealed) -> list[tuple[int, str]]:
@@ -126,7 +118,7 @@ def test_two_collectors_serve_one_fleet_and_one_takes_over(postgres: Postgres, t
         kill(both[0])
         fleet(range(15, 30), [both, both[::-1]])
         assert all(ACCEPTED in said for said in outcomes.values())
-        assert until_sealed(database), "the other one seals"
+        wait_sealed(database)  # the other one seals
         with client.connect(both[1].address) as c:
             assert c.estimate("flights", "departures")["value"].to_list() == [60 * 6.0]
     found = run("verify", "--config", config)

@@ -6,7 +6,6 @@ server's disk keeps what it acknowledged, and that a machine that falls silent l
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import subprocess
@@ -33,8 +32,10 @@ from cloud_collector.landing import Landing, store_of
 from cloud_collector.landing_server import LandingServer
 from cloud_collector.telemetry import Event
 from edge_agg.contract.codec import to_us
+from tests.cloud_collector.conftest import land
 from tests.cloud_collector.test_chain import MAKER, Journal
 from tests.cloud_collector.test_heads import head_of
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,10 +58,6 @@ def two(database: Database) -> Iterator[tuple[Landing, Landing]]:
     """Two collectors' landings."""
     with contextlib.closing(Landing(database)) as one, contextlib.closing(Landing(database)) as other:
         yield one, other
-
-
-def land(landing: Landing, *made: Made) -> list[Verdict]:
-    return asyncio.run(landing.land([one.pair for one in made]))
 
 
 class Held:
@@ -380,8 +377,7 @@ def test_pushed_through_a_restart_nothing_acked_is_lost(postgres: Postgres, make
             return refusals
 
         pushing = pool.submit(push_all)
-        while len(acked) < 20:
-            time.sleep(0.01)
+        wait_until(lambda: len(acked) >= 20, every_s=0.01)
         postgres.crash()
         crashed.set()
         time.sleep(0.1)
@@ -457,17 +453,13 @@ def test_a_server_without_fsync_is_refused(postgres: Postgres) -> None:
     postgres.run("ALTER SYSTEM SET fsync = off")
     try:
         postgres.run("SELECT pg_reload_conf()")
-        for _ in range(100):
-            if postgres.run("SHOW fsync") == [("off",)]:
-                break
-            time.sleep(0.05)
+        wait_until(lambda: postgres.run("SHOW fsync") == [("off",)])
         with pytest.raises(StoreFailed, match="fsync"):
             Landing(database)
     finally:
         postgres.run("ALTER SYSTEM RESET fsync")
         postgres.run("SELECT pg_reload_conf()")
-        while postgres.run("SHOW fsync") != [("on",)]:
-            time.sleep(0.05)
+        wait_until(lambda: postgres.run("SHOW fsync") == [("on",)])
 
 
 def test_a_question_hears_what_waits_from_either_database(database: Database, tmp_path: Path, maker: Maker) -> None:

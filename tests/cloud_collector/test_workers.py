@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ from cloud_collector.turns import turn
 from edge_agg.contract.v1 import collector_pb2
 from tests.cloud_collector.front import PLAN_TEXT, push, release
 from tests.cloud_collector.without import CALLS
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +66,11 @@ def configured(folder: Path, workers: int = 2) -> Path:
     (folder / "flights.toml").write_text(PLAN_TEXT)
     (folder / "collector.toml").write_text(CONFIG.format(workers=workers))
     return folder / "collector.toml"
+
+
+def _has_started(folder: Path, before: int) -> bool:
+    """Whether one worker more has started than before."""
+    return len(events(folder, "worker_started")) > before
 
 
 def wait_gone(pids: list[int]) -> list[int]:
@@ -165,10 +172,7 @@ def test_a_dead_worker_is_replaced_and_nothing_acked_is_lost(tmp_path: Path) -> 
             started = len(events(tmp_path, "worker_started"))
             os.kill(_started(tmp_path, who), signal.SIGKILL)
             assert patient(server.address, release("lga", n)) in ([ACCEPTED], [DUPLICATE])
-            for _ in range(100):
-                if len(events(tmp_path, "worker_started")) > started:
-                    break
-                time.sleep(0.1)
+            wait_until(partial(_has_started, tmp_path, started))
         died = [event["worker"] for event in events(tmp_path, "worker_died")]
         assert died == ["0", "1", "sealer"]
         for _ in range(100):  # a worker that starts has nothing to lose: it is asked until it answers
@@ -231,8 +235,7 @@ def test_sigterm_drains_everything(tmp_path: Path) -> None:
 
         pushing = threading.Thread(target=keep_pushing)
         pushing.start()
-        while len(acked) <= 10 and pushing.is_alive():  # however slow the machine is
-            time.sleep(0.05)
+        wait_until(lambda: len(acked) > 10 or not pushing.is_alive())
         pids = family(server.process.pid)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0

@@ -70,6 +70,9 @@ class Harness(Protocol):
     async def end(self) -> None:
         """Say that nothing more comes, where the kind can say it (a pipe is closed)."""
 
+    def spoiled(self) -> list[Source]:
+        """Sources whose check refuses what they find, with the canary in it; none where it can look at nothing."""
+
     def hostile(self) -> list[bytes]:
         """What else this kind must survive, for `feed_raw`, beside :func:`hostile_text`; each holds the canary."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edge_agg.clock import SystemClock
 from edge_agg.ingest.file import FileSource
-from tests.conformance.harness import SILENT, Answer, Rows, ndjson
+from tests.conformance.harness import CANARY, SILENT, Answer, Rows, ndjson
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +48,13 @@ class FileHarness:
         (self.folder / f"{name}.new").write_bytes(data)
         (self.folder / f"{name}.new").rename(self.folder / f"{name}.ndjson")
         return SILENT
+
+    def spoiled(self) -> list[FileSource]:
+        """Files of each sort of reader that hold the canary alone."""
+        names = ("bad.ndjson", "bad.csv", "bad.csv.gz", "bad.parquet", "bad.arrow")
+        for name in names:
+            (self.folder / name).write_bytes(CANARY.encode() * 100)
+        return [FileSource(f"{self.folder}/{name}") for name in names]
 
     def hostile(self) -> list[bytes]:
         """Nothing of its own: a file that changes while it is read is test_file.py's."""

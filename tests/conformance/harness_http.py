@@ -62,6 +62,11 @@ class HttpHarness:
         """Post bytes as lines of JSON."""
         return await self.post(data)
 
+    def spoiled(self) -> list[HttpSource]:
+        """A token that is too short to be one."""
+        (self.folder / "token").write_text(CANARY)
+        return [HttpSource(HttpTable(listen=self.listen, token_file=str(self.folder / "token")))]
+
     def hostile(self) -> list[bytes]:
         """Nothing of its own that is a body of JSON; see test_http.py."""
         return []

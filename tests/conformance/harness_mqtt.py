@@ -8,7 +8,7 @@ from edge_agg.config.tables import MqttTable
 from edge_agg.ingest.mqtt import MqttSource
 from edge_agg.ingest.mqtt_link import Address, Link
 from tests.conformance.broker import Broker
-from tests.conformance.harness import SILENT, Answer, Rows, ndjson
+from tests.conformance.harness import CANARY, SILENT, Answer, Rows, ndjson
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +60,11 @@ class Mqtt5Harness:
 
     async def end(self) -> None:
         """Nothing ends a topic."""
+
+    def spoiled(self) -> list[MqttSource]:
+        """A password in the address; topics and messages are not looked at."""
+        table = MqttTable(url=f"mqtt://user:{CANARY}@127.0.0.1:1", topics=["site/#"], client_id=CLIENT)
+        return [MqttSource(table=table)]
 
     def hostile(self) -> list[bytes]:
         """Nothing of its own: a message is text."""

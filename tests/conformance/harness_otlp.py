@@ -116,6 +116,10 @@ class OtlpHarness:
     async def end(self) -> None:
         """Nothing ends a receiver."""
 
+    def spoiled(self) -> list[OtlpSource]:
+        """An address that others can reach; nothing was exported yet."""
+        return [OtlpSource(OtlpTable(listen="192.0.2.1:4317"))]
+
     def hostile(self) -> list[bytes]:
         """Requests that are none, and records that no exporter would write."""
         canary = CANARY

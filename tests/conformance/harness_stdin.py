@@ -64,6 +64,10 @@ class StdinHarness:
             os.close(self._pipe[1])
         self._ended = True
 
+    def spoiled(self) -> list[StdinSource]:
+        """A descriptor that is closed; a pipe cannot be looked into."""
+        return [StdinSource(StdinTable(format=self.text), descriptor=1 << 20)]
+
     def hostile(self) -> list[bytes]:
         """Nothing of its own."""
         return []

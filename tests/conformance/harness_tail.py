@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edge_agg.config.tables import TailTable
 from edge_agg.ingest.tail import TailSource
-from tests.conformance.harness import SILENT, Answer, Rows, csv, make_rows, ndjson
+from tests.conformance.harness import CANARY, SILENT, Answer, Rows, csv, make_rows, ndjson
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +54,11 @@ class TailHarness:
 
     async def end(self) -> None:
         """A log never says so."""
+
+    def spoiled(self) -> list[TailSource]:
+        """A header that is none; of lines of JSON nothing is asked beforehand."""
+        self._log.write_text(f"{CANARY}\n{CANARY}\n")
+        return [self.source()] if self.text == "csv" else []
 
     def hostile(self) -> list[bytes]:
         """Nothing of its own."""

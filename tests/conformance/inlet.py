@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge_agg.ingest.decode import typed_schema
-from edge_agg.ingest.source import InletFull
+from edge_agg.ingest.source import Cause, InletFull
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -38,6 +38,8 @@ class FakeInlet:
     """The parts whose last frame is safe: what `done` says."""
     current: list[bool] = field(default_factory=list)
     """Everything that was said about being current."""
+    causes: list[Cause] = field(default_factory=list)
+    """Why it was not current, each time that it said so."""
     retry_s: float = 0.05
     """What a pusher is told when the inlet is full."""
     offered: int = 0
@@ -87,9 +89,10 @@ class FakeInlet:
             self.parts.add(frame.part)
         self._wake()
 
-    def is_current(self, current: bool) -> None:  # noqa: FBT001 - as the protocol has it
+    def is_current(self, current: bool, cause: Cause = Cause.BACKLOG) -> None:  # noqa: FBT001 - as the protocol has it
         """Note it."""
         self.current.append(current)
+        self.causes += [] if current else [cause]
         self._wake()
 
     @property

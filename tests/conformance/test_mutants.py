@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from edge_agg.ingest import stdin
+from edge_agg.errors import SourceUnreadable
+from edge_agg.ingest import file, stdin
 from edge_agg.ingest.http_events import Desk, Reply
 from edge_agg.ingest.source import InletFull
 from tests.conformance import inlet, test_sources
+from tests.conformance.harness_file import FileHarness
 from tests.conformance.harness_http import UnixHarness
 from tests.conformance.harness_stdin import StdinHarness
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edge_agg.ingest.source import Frame, Inlet
 
 
@@ -33,7 +34,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 def _fails(check: Any, harness: Any) -> bool:
     try:
         check(harness, test_sources.runner(harness))
-    except (AssertionError, TimeoutError, msgspec.MsgspecError):
+    except (AssertionError, pytest.fail.Exception, TimeoutError, msgspec.MsgspecError):
         return True
     return False
 
@@ -99,3 +100,16 @@ def test_a_source_that_is_stopped_by_its_input(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("edge_agg.ingest.lines.BAD_LINE", ())
     monkeypatch.setattr("edge_agg.ingest.push.guarded", lambda make: make())
     assert _fails(test_sources.test_no_input_stops_a_source_or_is_heard_of_again, StdinHarness(tmp_path))
+
+
+def test_a_check_that_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that lets a reader's own words out, or refuses nothing, is caught."""
+    check = test_sources.test_a_check_says_nothing_of_rows
+
+    def quoting(path: str, columns: Any) -> None:
+        raise SourceUnreadable(Path(path).read_bytes().decode(errors="replace"))
+
+    assert not _fails(check, FileHarness(tmp_path))
+    for careless in (quoting, lambda path, columns: None):
+        monkeypatch.setattr(file, "_check_file", careless)
+        assert _fails(check, FileHarness(tmp_path))

@@ -35,6 +35,7 @@ from tests.fakes import (
     FakeCollector,
     Row,
     frozen_noise,
+    recorder,
     rest,
     small_plan_text,
     unavailable,
@@ -57,16 +58,6 @@ HOUR = timedelta(hours=1)
 def _frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mechanisms answer the same whatever the data; the tests here are about all the rest."""
     monkeypatch.setattr(noise, "draw", frozen_noise)
-
-
-def recorder(seen: list[list[int]]) -> Callable[..., Any]:
-    """A draw that adds nothing and notes what it was given."""
-
-    def draw(mechanism: Any, scale: float, exact: Any) -> Any:
-        seen.append(exact.tolist())
-        return exact
-
-    return draw
 
 
 def with_agent(
@@ -372,6 +363,40 @@ def test_a_live_agent_finds_new_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
     live(daily(tmp_path), wire, clock, work)
     assert seen == [[2, 0, 0]]
+
+
+def test_files_that_are_gone_are_forgotten(tmp_path: Path) -> None:
+    """Guarantee (A12): of a file a day, taken away the day after, the agent remembers those that windows could take.
+
+    Mutant: `Intake.forget_parts` forgets nothing.
+    """
+    folder, held = tmp_path / "events", []
+
+    async def work(running: Live) -> None:
+        for day in range(12):
+            write_events(folder / f"{day}.parquet", [Row(t=running.clock.now())])
+            (folder / f"{day - 1}.parquet").unlink(missing_ok=True)
+            await running.pass_time()
+            held.append(len(running.agent.intake._inlets[running.agent.sources[0].name].done()))
+            assert running.agent.intake.rows == day + 1, "none is read twice"
+            await running.pass_time(DAY - timedelta(seconds=POLL_S))
+
+    live(daily(tmp_path), FakeCollector(), FakeClock(MONDAY + HOUR), work)
+    assert max(held) == held[-1] <= 4
+
+
+def test_a_file_that_is_written_anew_is_remembered_as_it_is(tmp_path: Path) -> None:
+    """Guarantee (A12): one file that is replaced for ever is one part. Mutant: parts are kept in a set."""
+    path = tmp_path / "events" / "latest.parquet"
+
+    async def work(running: Live) -> None:
+        for i in range(5):
+            write_events(path, [Row(u=f"{i}-{n}") for n in range(i + 1)])
+            await running.pass_time()
+            [part] = running.agent.intake._inlets[running.agent.sources[0].name].done()
+            assert part.mtime_ns == path.stat().st_mtime_ns
+
+    live(daily(tmp_path), FakeCollector(), FakeClock(MONDAY + HOUR), work)
 
 
 def test_a_live_agent_stops_closing_at_the_end_of_a_history(tmp_path: Path) -> None:

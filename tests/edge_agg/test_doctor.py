@@ -21,7 +21,6 @@ from rich.console import Console
 from edge_agg import prospect
 from edge_agg.audit import charges
 from edge_agg.config import load
-from edge_agg.contract.plan import plan_hash
 from edge_agg.doctor import around, bundle, page
 from edge_agg.doctor import examine as steps
 from edge_agg.doctor import folder as room
@@ -30,32 +29,22 @@ from edge_agg.doctor.finding import Finding, Health, fine
 from edge_agg.doctor.redact import redacted
 from edge_agg.errors import ConfigInvalid
 from edge_agg.journal import Journal
-from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.statement import budget_of
 from edge_agg.report import state
 from edge_agg.report.live import Live
 from edge_agg.series import Account, Series
 from edge_agg.window import Span
+from tests.edge_agg.compiled import compiled_once
 from tests.fakes import COUNT, DAY, MEAN, MONDAY, WEEK, Row, batch_of, small_plan_text, write_config, write_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from edge_agg.contract.plan import Plan
-    from edge_agg.privacy.measurement import Measurement
 
 CANARY = "canary"
 """In every value that only the device may know."""
 PLAN = small_plan_text(COUNT, MEAN, max_windows=2)
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
-
-
-COMPILED: dict[bytes, Measurement] = {}
-
-
-def compiled_once(plan: Plan) -> Measurement:
-    """A plan compiles to the same measurement every time; each test need not search for its scales again."""
-    return COMPILED.setdefault(plan_hash(plan), COMPILED.get(plan_hash(plan)) or compile_plan(plan))
 
 
 @pytest.fixture

@@ -12,17 +12,20 @@ import pytest
 
 from edge_agg import ceilings as ceilings_room
 from edge_agg import failpoint
+from edge_agg import intake as intake_room
 from edge_agg.ceilings import Ceilings
+from edge_agg.contract.plan import parse_plan
 from edge_agg.errors import SpoolFailed, SpoolFull
 from edge_agg.ingest.source import Frame, InletFull, Part
 from edge_agg.intake import CROWDED_S, RETRY_S, Intake
 from edge_agg.journal import Journal
+from edge_agg.privacy import bound
 from edge_agg.privacy.ledger import Budget
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.series import Account, Series
 from edge_agg.spool import Spool
 from edge_agg.window import Span
-from tests.fakes import DAY, MONDAY, FakeClock, Row, batch_of, settle, small_plan
+from tests.fakes import DAY, MONDAY, FakeClock, Row, batch_of, settle, small_plan, small_plan_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -273,6 +276,61 @@ def test_a_crowd_is_told_to_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
             assert refused
             assert all(end.retry_s == CROWDED_S for end in refused)
             assert intake.waiting_bytes == 0
+
+    asyncio.run(work())
+
+
+NAMES: dict[str, tuple[str, Callable[[int], str | int]]] = {
+    "text": ("string", str),
+    "small integer": ("integer", int),
+    "large integer": ("integer", lambda i: 2**40 + i),
+    "event": ("string", str),
+}
+"""By kind of unit: the column's type, and the name of each."""
+
+
+@pytest.mark.parametrize("unit", NAMES)
+def test_a_window_with_too_many_units_for_its_sums_takes_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    """Guarantee: a frame that could break the proof that no sum wraps is refused as a whole, before any of it is kept.
+
+    What was offered beside it counts too. Once the window has closed there is room. Mutant: `_is_crowded` says no; the
+    worker then ends, and would end again with each replay of the spool.
+    """
+    monkeypatch.setattr(bound, "MAX_UNITS", 10)
+    monkeypatch.setattr(intake_room, "FRAME_ROWS", 5)
+    kind, name = NAMES[unit]
+    text = small_plan_text(every="1d", lateness="1h", unit=kind, max_rows=1)
+    bench.plans = [parse_plan(text.replace('column = "u"', "event = true") if unit == "event" else text)]
+
+    def some(n: int, first: int, day: int = 0) -> Frame:
+        return bench.frame(*(Row(u=name(first + i), t=MONDAY + day * DAY) for i in range(n)))
+
+    async def work() -> None:
+        async with bench.working() as intake:
+            await intake.take("http", some(5, 0))
+            async with intake.windows_at_rest():
+                first = asyncio.create_task(intake.take("http", some(2, 5)))
+                await settle()
+                with pytest.raises(InletFull):
+                    await intake.take("http", some(4, 10))
+            await first
+            assert intake.crowded
+            assert bench.counts() == [{"07": 7}]
+            with pytest.raises(InletFull):
+                await intake.take("http", some(1, 20, day=1))
+            intake.series[0].close(MONDAY)
+            assert not intake.crowded
+            await intake.take("http", some(5, 30, day=1))
+        with monkeypatch.context() as patch:
+            patch.setattr(Intake, "_is_crowded", lambda *_: False)
+            intake = bench.begin()
+            worker = asyncio.create_task(intake.run())
+            taking = asyncio.create_task(intake.take("http", some(20, 40, day=2)))
+            with pytest.raises(OverflowError, match="more"):
+                await worker
+            taking.cancel()
 
     asyncio.run(work())
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import pytest
 
-from edge_agg import failpoint, telemetry
+from edge_agg import control, failpoint, process, telemetry
 from edge_agg.agent import POLL_S, Agent
-from edge_agg.assembly import build, retune
+from edge_agg.assembly import build
+from edge_agg.ceilings import Ceilings
 from edge_agg.config import load
 from edge_agg.contract.release import Status
 from edge_agg.errors import JournalFull
-from edge_agg.ingest.source import Frame, InletFull
+from edge_agg.ingest.source import Cause, Frame, InletFull
+from edge_agg.notify import Notifier
 from edge_agg.privacy import noise
 from edge_agg.telemetry import Event
 from tests.fakes import (
@@ -205,6 +207,60 @@ def test_a_full_disk_holds_the_agent_until_there_is_room(box: Box, point: str) -
     assert box.wire.releases[0].status is Status.RELEASED
 
 
+def test_a_source_that_stays_behind_is_said_once(box: Box) -> None:
+    """Guarantee: behind for `hold`, it is told with its cause, and when it no longer is; a short while is not told.
+
+    The supervisor's line names it meanwhile. Mutant: `tell_stalled` forgets what it told.
+    """
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        assert source.inlet is not None
+        for minutes in (5, 25):
+            source.inlet.is_current(False, Cause.REFUSED)
+            for _ in range(minutes):
+                await box.pass_time(MINUTE)
+            assert process._how(agent) == "holding (source); 0 releases wait; pushed behind (refused)"
+            source.inlet.is_current(True)
+            await box.pass_time()
+        assert process._how(agent) == "0 releases wait"
+
+    box.live(work)
+    told = [(event, said) for event, said in box.said if event in {Event.SOURCE_STALLED, Event.SOURCE_RECOVERED}]
+    assert told == [
+        (Event.SOURCE_STALLED, {"source": "pushed", "cause": "refused"}),
+        (Event.SOURCE_RECOVERED, {"source": "pushed"}),
+    ]
+
+
+def test_a_used_up_spool_is_said_once(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee (A10): that raw events have used up their part of the disk is told, and when a sealed window ends it.
+
+    Not how many fit, nor that a smaller frame still does. Mutant: each append that succeeds says that there is room.
+    """
+    monkeypatch.setattr(Ceilings, "spool_quota", lambda _: 96 << 10)
+
+    async def fill(source: Pushed) -> None:
+        for _ in range(100):
+            await source.push(*people(1_000))
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        await box.pass_time()
+        assert control.holding(agent) is None
+        for _ in range(3):
+            with pytest.raises(InletFull):
+                await fill(source)
+            await source.push(*people(1))
+            await box.pass_time()
+            assert control.holding(agent) == "spool"
+        await box.pass_time(DAY)
+        assert control.holding(agent) is None
+        await source.push(*people(1_000, day=1))
+
+    box.live(work)
+    assert box.events(Event.SPOOL_FULL, Event.SPOOL_RECOVERED) == [Event.SPOOL_FULL, Event.SPOOL_RECOVERED]
+    assert box.wire.windows == [MONDAY]
+
+
 def test_a_drain_on_a_full_disk_says_so(box: Box) -> None:
     """Guarantee (A10): a drain that could not close every window does not pass for one that did; the next one can."""
     box.config.write_text(box.config.read_text() + "\n[history]\nstart = 2013-01-07\nend = 2013-01-09\n")
@@ -352,19 +408,38 @@ def test_weeks_offline_are_caught_up_in_batches_oldest_first(box: Box) -> None:
 
 
 def test_a_reload_changes_tuning_and_nothing_else(box: Box) -> None:
-    """Guarantee: tuning is taken over; a plan, an account, a source or a state folder is not."""
+    """Guarantee: tuning is taken over; an account, a plan or a policy that forbids one is refused, and said.
+
+    Mutant: the plans that were read again are not looked at.
+    """
+    plan, policy = box.home / "plan0.toml", box.home / "policy.toml"
+    policy.write_text("")
+    box.config.write_text(box.config.read_text().replace("[agent]", '[agent]\npolicy = "policy.toml"'))
     old, _ = load(box.config)
-    text = box.config.read_text()
-    box.config.write_text(text.replace("[collector]", '[memory]\nlimit = "300MiB"\n\n[collector]\nbatch = 7'))
-    new, _ = load(box.config)
-    box.config.write_text(text.replace("epsilon = 20.0", "epsilon = 30.0"))
-    other, _ = load(box.config)
-    box.config.write_text(text)
+    texts = {path: path.read_text() for path in (box.config, plan, policy)}
 
     async def work(agent: Agent, source: Pushed) -> None:
-        assert retune(agent, old, new)
+        def reload(path: Path, changed: str) -> None:
+            path.write_text(changed)
+            process.reload(agent, box.config, old, Notifier())
+            path.write_text(texts[path])
+
+        tuned = texts[box.config].replace("[collector]", '[memory]\nlimit = "300MiB"\n\n[collector]\nbatch = 7')
+        reload(box.config, tuned)
         assert (agent.ceilings.memory_bytes, agent.uplink.batch) == (300 << 20, 7)
-        assert not retune(agent, new, other)
-        assert agent.series[0].account.name == "people"
+        reload(policy, "[columns]\ndenied = ['pilot']\n")  # forbids nothing that is asked
+        reload(box.config, texts[box.config].replace("epsilon = 20.0", "epsilon = 30.0"))
+        reload(plan, texts[plan].replace("max_rows_per_partition = 100", "max_rows_per_partition = 99"))
+        reload(policy, "[plans]\nallowed = []\n")
+        reload(policy, "[plans]\nallowed = 3\n")
 
     box.live(work)
+    told = [(event, said.get("reason")) for event, said in box.said if event.value.startswith("config_")]
+    assert told == [
+        (Event.CONFIG_RELOADED, None),
+        (Event.CONFIG_RELOADED, None),
+        (Event.CONFIG_REFUSED, "more than tuning differs"),
+        (Event.CONFIG_REFUSED, "a plan differs"),
+        (Event.CONFIG_REFUSED, "the policy forbids other plans"),
+        (Event.CONFIG_REFUSED, "invalid"),
+    ]

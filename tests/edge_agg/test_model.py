@@ -18,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -363,7 +364,7 @@ def _covers_without_paying(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _forgets_who_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutant: nobody is left out of a window."""
-    monkeypatch.setattr(Journal, "spent_units", lambda self, *args, **given: [])
+    monkeypatch.setattr(Journal, "spent_units", lambda self, *args, **given: pa.array([], pa.large_string()))
 
 
 def _draws_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

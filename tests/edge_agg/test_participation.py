@@ -34,7 +34,7 @@ def opened() -> apsw.Connection:
 def close(db: apsw.Connection, window: int, units: set[Unit], most: int, plan: bytes = PLAN) -> set[Unit]:
     """Close a window as a series does: ask who is spent, record the others; who is left out."""
     period = window // PERIOD * PERIOD
-    spent = participation.spent_units(db, plan, period_us=period, window_us=window, max_windows=most)
+    spent = list(participation.spent_units(db, plan, period_us=period, window_us=window, max_windows=most))
     participation.record_units(db, plan, period_us=period, window_us=window, units=units.difference(spent))
     return units.intersection(spent)
 
@@ -124,8 +124,8 @@ def test_plans_and_types_of_ids_are_kept_apart() -> None:
     db = opened()
     close(db, 0, {"1"}, 1)
     close(db, 0, {1}, 1, OTHER)
-    assert participation.spent_units(db, PLAN, period_us=0, window_us=1, max_windows=1) == ["1"]
-    assert participation.spent_units(db, OTHER, period_us=0, window_us=1, max_windows=1) == [1]
+    assert list(participation.spent_units(db, PLAN, period_us=0, window_us=1, max_windows=1)) == ["1"]
+    assert list(participation.spent_units(db, OTHER, period_us=0, window_us=1, max_windows=1)) == [1]
     db.close()
 
 

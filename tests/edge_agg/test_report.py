@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from edge_agg import telemetry
-from edge_agg.contract import arrow
 from edge_agg.contract.cells import n_cells
 from edge_agg.contract.plan import parse_plan
+from edge_agg.contract.release import Status
 from edge_agg.errors import ConfigInvalid
+from edge_agg.journal import Journal
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.predict import Figure
+from edge_agg.privacy.statement import budget_of
+from edge_agg.report import check as check_page
 from edge_agg.report.bars import bars
-from edge_agg.report.check import _payload_bytes, check, error
+from edge_agg.report.check import _release_bytes, check, error
+from edge_agg.series import Account, Series
 from edge_agg.telemetry import Event, emit
-from tests.fakes import COUNT, MEAN, small_plan, small_plan_text, write_config
+from edge_agg.window import Span
+from tests.fakes import COUNT, DAY, MEAN, MONDAY, small_plan, small_plan_text, write_config
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from edge_agg.contract.plan import Plan
 
 
 def words(capsys: pytest.CaptureFixture[str]) -> str:
@@ -35,19 +45,52 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def test_the_size_is_every_releases_size() -> None:
-    """Guarantee: a release of nobody is about as long as it will be of everybody: the noise decides it."""
-    sizes = {_payload_bytes(compile_plan(small_plan(COUNT, MEAN))) for _ in range(3)}
-    assert max(sizes) - min(sizes) < 64
+MANY = "[" + ", ".join(f'"k{i}"' for i in range(30)) + "]"
 
 
-def test_the_size_of_many_cells_is_reckoned_from_few() -> None:
-    """Guarantee: what is drawn to learn a size is bounded; the size is still within a twentieth."""
+def released(plan: Plan, rows_a_cell: int, tmp_path: Path) -> int:
+    """The bytes of a release, header and payload, over cells that hold so many rows on average."""
+    rng = np.random.default_rng(7)
+    keys = rng.choice(30, size=30 * rows_a_cell, p=rng.dirichlet(np.ones(30))) if rows_a_cell else np.empty(0, int)
+    events = {
+        "t": pa.array([MONDAY] * len(keys), pa.timestamp("us", tz="UTC")),
+        "u": pa.array(np.arange(len(keys)).astype(str), pa.string()),
+        "k": pa.array(np.char.add("k", keys.astype(str)), pa.string()),
+        "x": pa.array(rng.uniform(0.0, 100.0, len(keys))),
+    }
+    with closing(Journal.open(tmp_path / str(rows_a_cell), "node", now=MONDAY)) as journal:
+        series = Series(
+            tenant="default",
+            measurement=compile_plan(plan),
+            account=Account(name="people", budget=budget_of(epsilon=1000.0, delta=0.5, horizon=365 * DAY)),
+            journal=journal,
+            span=Span(start=MONDAY, end=None),
+        )
+        series.add(pa.record_batch(events))
+        assert series.close(MONDAY) is Status.RELEASED
+        [waiting] = journal.waiting(1)
+    return len(waiting.sealed.header) + len(waiting.sealed.payload)
+
+
+def test_the_size_is_a_typical_releases_size(tmp_path: Path) -> None:
+    """Guarantee: header and payload as they are sent, within a fifth, where cells hold what the page says.
+
+    Mutant: the size of a release of nobody, whose values compress further.
+    """
+    plan = small_plan(COUNT, MEAN, keys=MANY, max_rows=1, epsilon=30.0)
+    said = _release_bytes(compile_plan(plan))
+    assert said == pytest.approx(released(plan, 1_000, tmp_path), rel=0.2)
+    assert said != pytest.approx(released(plan, 0, tmp_path), rel=0.2)
+
+
+def test_the_size_of_many_cells_is_reckoned_from_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: what is drawn to learn a size is bounded; the size is still within a tenth."""
     keys = str([f"k{i}" for i in range(5_999)]).replace("'", '"')
     measurement = compile_plan(small_plan(COUNT, keys=keys))
     assert n_cells(measurement.plan) == 6_000
-    honest = len(arrow.encode(measurement.release(measurement.bounding(bytes(16)).blocks()).columns))
-    assert _payload_bytes(measurement) == pytest.approx(honest, rel=0.05)
+    reckoned = _release_bytes(measurement)
+    monkeypatch.setattr(check_page, "_SIZED_ROWS", 6_000)
+    assert reckoned == pytest.approx(_release_bytes(measurement), rel=0.1)
 
 
 def test_check_says_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import tracemalloc
 from datetime import timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import zstandard
 
-from edge_agg import failpoint
+from edge_agg import failpoint, participation
 from edge_agg.contract import arrow, codec
 from edge_agg.contract.cells import n_cells
 from edge_agg.contract.plan import Plan, plan_hash
@@ -38,6 +40,7 @@ from tests.fakes import (
     UniqueNoise,
     batch_of,
     frozen_noise,
+    recorder,
     small_plan,
 )
 
@@ -311,16 +314,6 @@ def test_a_restart_bounds_the_same_rows_the_same_way(journal: Journal, monkeypat
     assert seen[:2] == seen[2:]
 
 
-def recorder(seen: list[list[int]]) -> Callable[..., Any]:
-    """A draw that adds nothing and notes what it was given."""
-
-    def draw(mechanism: Any, scale: float, exact: Any) -> Any:
-        seen.append(exact.tolist())
-        return exact
-
-    return draw
-
-
 # Periods: a unit counts in its first windows of each
 
 UNITS = ["a", "b", "c"]
@@ -373,6 +366,46 @@ def test_a_unit_counts_in_its_first_windows_and_the_period_is_paid_for_once(
     assert [release.charge for release, _ in releases(journal)][1] == Charge()
     first = journal.entries("people")[0]
     assert (first.window_start, first.last) == (MONDAY, MONDAY + 3 * WEEK)
+
+
+def test_who_counts_takes_no_more_memory_than_the_window(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee (A12): Python holds a slice of the ids at a time, of those that count and of those that are spent.
+
+    Mutant: the ids of the window as a set.
+    """
+    monkeypatch.setattr(noise, "draw", frozen_noise)
+    plan, n = period_plan(1, by="k", keys='["a"]'), 1 << 14
+    monkeypatch.setattr(participation, "AT_ONCE", 1 << 10)
+    spent, fresh = ([f"{kind}-unit-{i}" for i in range(n)] for kind in ("spent", "fresh"))
+    first, second = (batch_of([Row(t=MONDAY + i * WEEK)], plan) for i in range(2))
+    series = series_of(journal, plan)
+    series.add(first.take([0] * n).set_column(*of_units(first, spent)))
+    series.close(MONDAY)
+    series.add(second.take([0] * 2 * n).set_column(*of_units(second, spent + fresh)))
+    bounding = series._open[MONDAY + WEEK]
+
+    def peak(work: Callable[[], int]) -> float:
+        tracemalloc.start()
+        try:
+            assert work() == n
+            return tracemalloc.get_traced_memory()[1] / n
+        finally:
+            tracemalloc.stop()
+
+    def counts() -> int:
+        without, counted = series._participation(MONDAY + WEEK, bounding)
+        assert without is not None
+        assert counted is not None
+        return min(len(without), sum(1 for _ in counted.units))
+
+    columns = peak(lambda: len(bounding.units()) // 2)
+    assert peak(counts) < columns + 40
+    assert peak(lambda: len(set(bounding.units().to_pylist())) // 2) > columns + 120
+
+
+def of_units(batch: pa.RecordBatch, units: list[str]) -> tuple[int, str, pa.Array]:
+    """The column of units, for `set_column`."""
+    return batch.schema.get_field_index("u"), "u", pa.array(units)
 
 
 def test_windows_that_count_everybody_would_be_caught(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

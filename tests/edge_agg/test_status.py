@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import closing
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from edge_agg.config import load
@@ -79,7 +82,7 @@ LIVE = Live(
     spool_quota=1 << 30,
     sources=[
         LiveSource(name="file events", current=True, since=NOW - timedelta(minutes=5)),
-        LiveSource(name="http", current=False),
+        LiveSource(name="http", current=False, cause="refused"),
     ],
     plans=[LivePlan(name="small", open=[MONDAY + 2 * WEEK], held_rows=31337)],
     clock=LiveClock(state="held", reason="jumped"),
@@ -127,7 +130,7 @@ def test_a_running_agent_says_the_rest(shown: Callable[[], str], monkeypatch: py
         "clock held (jumped)",
         "holds: the clock is not believed",
         "source file events: current for 5 min",
-        "source http: behind",
+        "source http: behind: the other end refuses this agent",
         "small v1 │ 2 │ 0 │ 0 │ 0 │ 1 │",
         "small.open: 31,337",
     ):
@@ -167,12 +170,33 @@ def test_machines_get_nothing_that_only_the_device_may_know(
     assert found["queue"]["releases"] == 1
     assert found["plans"][0]["windows"]["released"] == 2
     assert found["plans"][0]["veto"]["reason"] == "column"
-    assert [source["current"] for source in found["sources"]] == [True, False]
+    assert [(source["current"], source["cause"]) for source in found["sources"]] == [(True, None), (False, "refused")]
     for secret in ("31337", "31,337", "SECRET", "2013-01-28"):
         assert secret not in text
     honest = status.as_json
     monkeypatch.setattr(status, "as_json", lambda said: honest(said) | {"counts": dict(said.local_counts)})
     assert "31337" in as_json()
+
+
+def test_machines_get_sizes_in_tenths_of_their_limits(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: a raw event more on the disk, or in memory, is not in the JSON. Mutant: sizes to the byte."""
+
+    def as_json(spool: int, memory: int) -> dict[str, object]:
+        (config.parent / "state" / "spool").mkdir(exist_ok=True)
+        (config.parent / "state" / "spool" / "segment").write_bytes(b"e" * spool)
+        running(monkeypatch, msgspec.structs.replace(LIVE, memory_bytes=memory))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=(10 << 30) - spool))
+        return status.as_json(state.look(*load(config), now=NOW))
+
+    one, other = as_json(100, 131 << 20), as_json(1 << 20, (131 << 20) + 4096)
+    assert one == other
+    assert (one["memory_bytes"], one["disk_bytes"], one["disk_free"]) == (
+        2 * ((1 << 30) // 10),
+        (4 << 30) // 10,
+        24 * ((4 << 30) // 10),
+    )
+    monkeypatch.setattr(status, "_tenths", lambda count, _limit: count)
+    assert as_json(100, 131 << 20) != as_json(1 << 20, (131 << 20) + 4096)
 
 
 def test_windows_that_the_policy_forbade_are_counted(config: Path, shown: Callable[[], str]) -> None:

@@ -18,6 +18,7 @@ import zstandard
 from edge_agg.contract import codec, flat
 from edge_agg.contract.refusal import Refusal
 from edge_agg.contract.vectors import payload_columns
+from tests.edge_agg.contract.streams import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,14 +29,9 @@ if TYPE_CHECKING:
     Crafted = tuple[bytes, bytes]
 
 
-def packed(stream: bytes) -> bytes:
-    """A stream in one honest zstd frame."""
-    return zstandard.ZstdCompressor(level=1).compress(stream)
-
-
 def stream_of(maker: Maker) -> bytes:
     """The honest stream."""
-    return zstandard.ZstdDecompressor().decompress(maker.make().sealed.payload)
+    return unpack(maker.make().sealed.payload)
 
 
 def around(made: Made, payload: bytes) -> Crafted:
@@ -144,10 +140,10 @@ PAYLOADS: dict[str, Callable[[Maker], bytes]] = {
     "more than it declares": lambda maker: rle_frame(64, 1),
     "a window of 4 GiB": lambda maker: rle_frame(1000, 1, window=0xB0),
     "no declared size": lambda maker: zstandard.ZstdCompressor(write_content_size=False).compress(stream_of(maker)),
-    "a frame and a byte": lambda maker: packed(stream_of(maker)) + b"\0",
-    "two frames": lambda maker: packed(stream_of(maker)) + packed(stream_of(maker)),
-    "half a frame": lambda maker: packed(stream_of(maker))[:-20],
-    "a skippable frame before it": lambda maker: b"\x50\x2a\x4d\x18\x04\0\0\0\0\0\0\0" + packed(stream_of(maker)),
+    "a frame and a byte": lambda maker: pack(stream_of(maker)) + b"\0",
+    "two frames": lambda maker: pack(stream_of(maker)) + pack(stream_of(maker)),
+    "half a frame": lambda maker: pack(stream_of(maker))[:-20],
+    "a skippable frame before it": lambda maker: b"\x50\x2a\x4d\x18\x04\0\0\0\0\0\0\0" + pack(stream_of(maker)),
     "not zstd": stream_of,
     "nothing": lambda maker: b"",
 }
@@ -195,7 +191,7 @@ def corpus(maker: Maker) -> Iterator[tuple[str, Crafted, Refusal]]:
     """Every hostile release, by name, with what it must be refused as."""
     made = maker.make()
     for name, stream in STREAMS.items():
-        yield f"stream: {name}", around(made, packed(stream(maker))), Refusal.MALFORMED
+        yield f"stream: {name}", around(made, pack(stream(maker))), Refusal.MALFORMED
     for name, payload in PAYLOADS.items():
         yield f"payload: {name}", around(made, payload(maker)), Refusal.MALFORMED
     for name, (craft, refusal) in RELEASES.items():

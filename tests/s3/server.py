@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lives import end
+
 BUCKET, REGION = "lake", "us-east-1"
 ACCESS_KEY, SECRET_KEY = "test-access", "test-secret-key"
 _PLACES = [str(Path(sys.executable).parent / "weed"), shutil.which("weed")]
@@ -55,11 +57,7 @@ class Server:
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
+        end(self._process)
 
 
 def main() -> None:

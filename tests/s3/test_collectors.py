@@ -22,7 +22,8 @@ from cloud_collector import client
 from cloud_collector.bucket import Bucket
 from edge_agg.contract.plan import parse_plan
 from tests.cloud_collector.front import PLAN_TEXT, push, release
-from tests.cloud_collector.test_shared_collectors import ACCEPTED, DUPLICATE, kill, patient, run, until_sealed
+from tests.cloud_collector.test_shared_collectors import ACCEPTED, DUPLICATE, kill, patient, wait_sealed
+from tests.cloud_collector.typed import run
 from tests.s3.conftest import bucket_at
 from tests.s3.server import Server
 
@@ -155,7 +156,7 @@ def test_collectors_share_a_database_and_a_bucket_and_nothing_else(
             thread.join()
         assert all(ACCEPTED in said or DUPLICATE in said for said in fleet.outcomes.values())
         assert len(fleet.outcomes) == 90
-        assert until_sealed(database), "the other one seals, though nobody asks"
+        wait_sealed(database)  # the other one seals, though nobody asks
         again = stack.enter_context(serving(one, "again"))
         second = [answers(collector) for collector in (again, fleet.collectors[1])]
         assert all(mine.equals(theirs) for mine, theirs in zip(*second, strict=True))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from click.testing import CliRunner, Result
 from cryptography import x509
 
 from cloud_collector import client, shared_plans
-from cloud_collector.__main__ import cli
 from cloud_collector.authority import certificate as make
 from cloud_collector.authority.denylist import MOST_LINES
 from cloud_collector.authority.folder import Authority
@@ -17,6 +15,7 @@ from cloud_collector.config import load
 from cloud_collector.errors import AccessDenied, ConfigInvalid, StoreFailed
 from edge_agg.identity.credentials import identity_of
 from tests.cloud_collector.front import PLAN_TEXT, running
+from tests.cloud_collector.typed import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,10 +42,6 @@ path = "flights.toml"
 nodes = ["jfk"]
 tenant = "acme"
 """
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def ok(*words: object) -> str:

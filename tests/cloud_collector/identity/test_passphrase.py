@@ -19,7 +19,8 @@ from edge_agg.contract.v1 import enrollment_pb2
 from edge_agg.contract.v1.enrollment_pb2_grpc import EnrollmentServiceStub
 from tests.cloud_collector.fleet import Fleet, refusal
 from tests.cloud_collector.identity.test_authority import csr
-from tests.cloud_collector.identity.test_commands import CONFIG, ok, run
+from tests.cloud_collector.identity.test_commands import CONFIG, ok
+from tests.cloud_collector.typed import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,16 +12,13 @@ import pytest
 from edge_agg.audit import charges
 from edge_agg.audit.books import open_books
 from edge_agg.audit.recount import Recount, recount
-from edge_agg.contract.plan import PlanHash, plan_hash
 from edge_agg.contract.v1 import release_pb2 as pb
-from edge_agg.privacy.measurement import Measurement, compile_plan
 from tests.edge_agg.audit.journals import PROMISED, write_journal
+from tests.edge_agg.compiled import compiled_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
-
-    from edge_agg.contract.plan import Plan
 
 
 @pytest.fixture(scope="session")
@@ -32,17 +29,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-COMPILED: dict[PlanHash, Measurement] = {}
-
-
 @pytest.fixture(autouse=True)
 def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan compiles to the same measurement every time; a hundred audits need not search for its scales again."""
-
-    def once(plan: Plan) -> Measurement:
-        return COMPILED.setdefault(plan_hash(plan), COMPILED.get(plan_hash(plan)) or compile_plan(plan))
-
-    monkeypatch.setattr(charges, "compile_plan", once)
+    """A hundred audits need not search for a plan's scales again."""
+    monkeypatch.setattr(charges, "compile_plan", compiled_once)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
 from edge_agg.config.tables import TailTable
+from edge_agg.ingest.source import Cause
 from edge_agg.ingest.tail import TailSource
 from tests.fakes import FakeClock
 
@@ -70,7 +71,7 @@ class Windows:
         rows = zip(frame.batch["n"].to_pylist(), frame.batch["w"].to_pylist(), strict=True)
         self.open.update(row for row in rows if row[1] > self.closed)
 
-    def is_current(self, current: bool) -> None:  # noqa: FBT001 - as the protocol has it
+    def is_current(self, current: bool, cause: Cause = Cause.BACKLOG) -> None:  # noqa: FBT001 - as the protocol has it
         """Note it."""
         self.current.append(current)
 

@@ -20,6 +20,7 @@ from edge_agg.ingest.mqtt import MqttSource
 from edge_agg.ingest.mqtt_link import Message
 from edge_agg.ingest.mqtt_session import Session
 from edge_agg.ingest.redelivery import KEPT, Redelivery
+from edge_agg.ingest.source import Cause
 from tests.conformance.broker import Broker
 from tests.conformance.harness import make_rows, ndjson
 from tests.conformance.harness_mqtt import CLIENT, TOPIC, Mqtt5Harness, Mqtt311Harness
@@ -309,7 +310,7 @@ def test_what_waits_is_bounded(play: Callable[..., None], monkeypatch: pytest.Mo
 def test_a_broker_with_tls_and_a_password(tmp_path: Path) -> None:
     """The certificate is checked against `ca_file`, and the password sent; a wrong one leaves the source asking.
 
-    Mutant: a certificate of another authority, which must not be believed.
+    The inlet hears which of the two it is. Mutant: a certificate of another authority, which must not be believed.
     """
     for name in ("good", "evil"):
         _openssl(tmp_path, name)
@@ -334,9 +335,11 @@ def test_a_broker_with_tls_and_a_password(tmp_path: Path) -> None:
             async with asyncio.timeout(PATIENCE_S):
                 await source("good").deliver(FakeInlet(), asyncio.Event(), drain=True)
             (tmp_path / "wrong").write_text("close sesame\n")
-            for refused in (source("evil"), source("good", "wrong")):
+            for refused, cause in ((source("evil"), Cause.UNTRUSTED), (source("good", "wrong"), Cause.REFUSED)):
+                inlet = FakeInlet()
                 with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(refused.deliver(FakeInlet(), asyncio.Event(), drain=True), 1.0)
+                    await asyncio.wait_for(refused.deliver(inlet, asyncio.Event(), drain=True), 1.0)
+                assert set(inlet.causes[1:]) == {cause}
         finally:
             broker.kill()
 
@@ -403,6 +406,19 @@ def test_a_stop_does_not_wait_for_a_broker_that_is_away() -> None:
         table = MqttTable(url="mqtt://127.0.0.1:9", topics=["#"], client_id=CLIENT)
         async with _delivering(MqttSource(table=table), inlet):
             await inlet.wait_until(lambda: inlet.current == [False, False])
+        assert inlet.causes == [Cause.BACKLOG, Cause.UNREACHABLE]
+
+    asyncio.run(scene())
+
+
+def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
+    """A password that cannot be read any more leaves the source asking, and is told as what it is."""
+
+    async def scene() -> None:
+        inlet = FakeInlet()
+        table = MqttTable(**GOOD, username="agent", password_file=str(tmp_path / "gone"))
+        async with _delivering(MqttSource(table=table), inlet):
+            await inlet.wait_until(lambda: inlet.causes == [Cause.BACKLOG, Cause.UNREADABLE])
 
     asyncio.run(scene())
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge_agg.contract.plan import PlanHash, parse_plan, plan_hash
-from edge_agg.privacy.measurement import Measurement, compile_plan
+from edge_agg.contract.plan import parse_plan
 from tests.fakes import DAY, MONDAY, WEEK, Row, small_plan_text
 
 if TYPE_CHECKING:
@@ -23,19 +22,11 @@ METRICS = (
 )
 
 
-_COMPILED: dict[PlanHash, Measurement] = {}
-
-
 def plan_of(*metrics: str, more: str = "", max_partitions: int = 1, max_rows: int = 2) -> Plan:
     """The small plan, with these metrics, over two keys and all others."""
     text = small_plan_text(*(metrics or METRICS), max_partitions=max_partitions, max_rows=max_rows, epsilon=2.0)
     bound = f"max_rows_per_partition = {max_rows}"
     return parse_plan(text.replace(bound, f"{bound}\n{more}"))
-
-
-def measured(plan: Plan) -> Measurement:
-    """The plan, compiled once for all tests."""
-    return _COMPILED.get(plan_hash(plan)) or _COMPILED.setdefault(plan_hash(plan), compile_plan(plan))
 
 
 def events() -> list[Row]:

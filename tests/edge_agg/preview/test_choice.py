@@ -27,7 +27,8 @@ from edge_agg.privacy.measurement import compile_plan
 from edge_agg.privacy.outlook import demand_of, lasts_for_ever
 from edge_agg.privacy.predict import assumed, figures
 from edge_agg.privacy.statement import budget_of
-from tests.edge_agg.preview.samples import measured, plan_of
+from tests.edge_agg.compiled import compiled_once as measured
+from tests.edge_agg.preview.samples import plan_of
 from tests.fakes import COUNT, MONDAY, Row, batch_of, small_plan
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from edge_agg.preview import study as room
 from edge_agg.preview.sample import keep, read_batches, read_sample
 from edge_agg.preview.study import average, study
 from edge_agg.privacy.predict import chances_to_show
-from tests.edge_agg.preview.samples import measured, plan_of
+from tests.edge_agg.compiled import compiled_once as measured
+from tests.edge_agg.preview.samples import plan_of
 from tests.fakes import COUNT, Row, batch_of, small_plan_text, write_events
 
 if TYPE_CHECKING:

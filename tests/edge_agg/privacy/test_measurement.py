@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agg.contract.plan import parse_plan, plan_hash
+from edge_agg.contract.plan import parse_plan
 from edge_agg.contract.release import DELTA_GRID, RHO_GRID, KeySpec, Mechanism, VectorSpec
 from edge_agg.contract.vectors import payload_columns
 from edge_agg.errors import PlanRefused
@@ -20,6 +20,7 @@ from edge_agg.privacy import aggregate, measurement, noise
 from edge_agg.privacy.bound import Bounding
 from edge_agg.privacy.measurement import Measurement, compile_plan, sensitivity_of, units_of_keys
 from edge_agg.privacy.rows import read_events
+from tests.edge_agg.compiled import compiled_once
 from tests.fakes import Row, batch_of, small_plan_text
 
 if TYPE_CHECKING:
@@ -170,17 +171,6 @@ def test_draw_takes_the_measured_vectors_in_order(plan_of: PlanOf, monkeypatch: 
 # Grey box: how far one unit moves the exact vectors
 
 readings = st.none() | st.sampled_from([-math.inf, -1e300, -2.0, -0.75, 0.0, 1.5, 5.0, 5.1, math.inf])
-
-
-_compiled: dict[bytes, Measurement] = {}
-
-
-def compiled_once(plan: Plan) -> Measurement:
-    """A plan's measurement; calibration is the slow part, and it is the same each time."""
-    key = plan_hash(plan)
-    if key not in _compiled:
-        _compiled[key] = compile_plan(plan)
-    return _compiled[key]
 
 
 def exact(plan: Plan, rows_of: RowsOf, events: Sequence[Any], salt: bytes) -> dict[str, npt.NDArray[np.int64]]:

@@ -105,7 +105,7 @@ class Agent:
             if self.intake.trusted:
                 await self._with_intake(self._deliver_all())
                 drawn = await self._close_all(patience_s)
-                self.intake.forget(age=self.tuning.spool_age)
+                self.intake.forget(received_before=self._now - self.tuning.spool_age)
         finally:
             sent.set()
             await sender
@@ -215,17 +215,23 @@ class Agent:
             if self.intake.trusted:
                 self._first_windows()
                 self._see_ahead()
-                await wait_first(self.intake.wait_current(self.tuning.hold), stop.wait())
-                if not stop.is_set():
+                if await self._wait_current(stop):
                     self._note_parts()
                     await self._close_until(self._live_watermark)
-                    self.intake.forget(age=self.tuning.spool_age)
-                    self.positions.tidy([source.name for source in self.sources], self.clock.now())
+                    self.intake.forget(received_before=self._now - self.tuning.spool_age)
+                    self.positions.tidy([source.name for source in self.sources], self._now)
             self._look_at_disk()
             # At whole multiples: when windows are looked at next does not tell how long the last ones took.
             left_s = POLL_S - self.clock.since_boot_s() % POLL_S
             await wait_first(stop.wait(), self.clock.wait(left_s), self.herald.changed.wait())
             self.herald.changed.clear()
+
+    async def _wait_current(self, stop: asyncio.Event) -> bool:
+        """Wait for sources that are behind, and look at the clock all the while; whether windows may close then."""
+        while self.intake.trusted and not stop.is_set() and self.intake.patience_left_s(self.tuning.hold):
+            await wait_first(self.intake.wait_current(self.tuning.hold), stop.wait(), self.clock.wait(POLL_S))
+            self._look_at_clock()
+        return self.intake.trusted and not stop.is_set()
 
     async def _send_last(self) -> None:
         with suppress(TimeoutError):
@@ -235,15 +241,20 @@ class Agent:
 
     # The time
 
+    @property
+    def _now(self) -> datetime:
+        """The time when the clock was last looked at and believed: nothing is done by a time that nobody judged."""
+        assert self.timekeeper.last_seen is not None, "the clock was believed"
+        return self.timekeeper.last_seen
+
     def _look_at_clock(self) -> None:
-        before = self.intake.trusted
-        doubt = self.timekeeper.look(self.clock.now(), self.clock.since_boot_s())
+        before, now = self.intake.trusted, self.clock.now()
+        doubt = self.timekeeper.look(now, self.clock.since_boot_s())
         self.intake.trusted = doubt is None
         if doubt is not None and before:
             emit(Event.CLOCK_DOUBTED, doubt=doubt.value)
         elif doubt is None and not before:
             emit(Event.CLOCK_BELIEVED)
-        now = self.clock.now()
         if doubt is None and (self._noted is None or now - self._noted >= NOTE_EVERY):
             with suppress(JournalFull):
                 self.journal.note_clock(now)
@@ -252,7 +263,7 @@ class Agent:
     def _first_windows(self) -> None:
         """A live agent has no windows before its journal was created, nor before its clock was first set."""
         if self.journal.created < PLAUSIBLE:
-            self.journal.note_creation(self.clock.now())
+            self.journal.note_creation(self._now)
         for series in self.series:
             if series.span.start is None:
                 first = window_of(self.journal.created, series.measurement.plan.every)
@@ -260,7 +271,7 @@ class Agent:
 
     def _see_ahead(self) -> None:
         """Take rows up to a day ahead of the clock, but not beyond a history's end; the limit never moves back."""
-        end = self.clock.now() + FUTURE
+        end = self._now + FUTURE
         if self.history.end is not None:
             end = min(end, self.history.end)
         self._reach = end if self._reach is None else max(self._reach, end)
@@ -268,16 +279,16 @@ class Agent:
             series.span = Span(start=series.span.start, end=self._reach)
 
     def _live_watermark(self, series: Series) -> datetime:
-        """The clock's time, but never beyond the end of a history."""
-        return self.clock.now() if self.history.end is None else min(self.clock.now(), self._drain_watermark(series))
+        """The time as it was believed last, but never beyond the end of a history."""
+        return self._now if self.history.end is None else min(self._now, self._drain_watermark(series))
 
     def _drain_watermark(self, series: Series) -> datetime:
         """As if time had passed the end of the history, or of the latest window with rows; never beyond the present."""
         plan = series.measurement.plan
         latest = self.history.end or series.latest_open()
         if latest is None:
-            return series.closed_before or self.clock.now()
-        last = min(latest - timedelta(microseconds=1), self.clock.now() + FUTURE)
+            return series.closed_before or self._now
+        last = min(latest - timedelta(microseconds=1), self._now + FUTURE)
         return window_of(last, plan.every) + plan.every + plan.lateness
 
     # Windows and positions

@@ -14,7 +14,7 @@ import asyncio
 from collections import Counter, deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +32,7 @@ from edge_agg.spool import Record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+    from datetime import timedelta
 
     from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
@@ -57,8 +58,8 @@ class SourceState:
     name: str
     current: bool
     """Whether it has handed over all there was."""
-    since: datetime
-    """When that began."""
+    since_s: float
+    """When that began, in seconds since boot: a clock that is set anew does not lengthen a wait."""
 
 
 @dataclass(slots=True)
@@ -101,7 +102,7 @@ class Intake:
 
     def inlet(self, source: str, done: Collection[Part]) -> SourceInlet:
         """Where one source hands its frames over; until it says otherwise, it is not current."""
-        self.sources[source] = SourceState(name=source, current=False, since=self.clock.now())
+        self.sources[source] = SourceState(name=source, current=False, since_s=self.clock.since_boot_s())
         return SourceInlet(intake=self, source=source, parts=set(done))
 
     async def take(self, source: str, frame: Frame) -> None:
@@ -128,7 +129,7 @@ class Intake:
         """Note whether a source has handed over all there was."""
         state = self.sources[source]
         if state.current != current:
-            state.current, state.since = current, self.clock.now()
+            state.current, state.since_s = current, self.clock.since_boot_s()
         if all(state.current for state in self.sources.values()):
             self._currency.set()
         else:
@@ -142,12 +143,16 @@ class Intake:
         return self._waiting_bytes
 
     async def wait_current(self, patience: timedelta) -> None:
-        """Come back once every source is current, or has not been for `patience`, by the clock."""
-        while behind := [state for state in self.sources.values() if not state.current]:
-            left = max(state.since for state in behind) + patience - self.clock.now()
-            if left <= timedelta(0):
-                return
-            await wait_first(self._currency.wait(), self.clock.wait(left.total_seconds()))
+        """Come back once every source is current, or has not been for `patience`, by the time since boot."""
+        while left_s := self.patience_left_s(patience):
+            await wait_first(self._currency.wait(), self.clock.wait(left_s))
+
+    def patience_left_s(self, patience: timedelta) -> float:
+        """How long sources that are behind may have windows wait yet, seconds; 0 where none is behind."""
+        behind = [state.since_s for state in self.sources.values() if not state.current]
+        if not behind:
+            return 0.0
+        return max(0.0, max(behind) + patience.total_seconds() - self.clock.since_boot_s())
 
     @asynccontextmanager
     async def windows_at_rest(self) -> AsyncIterator[None]:
@@ -188,15 +193,15 @@ class Intake:
         async with self._windows:
             return
 
-    def forget(self, *, age: timedelta) -> None:
-        """Delete from disk what is sealed, and what has lain there longer than `age`."""
+    def forget(self, *, received_before: datetime) -> None:
+        """Delete from disk what is sealed, and what was last written before a moment, by a clock that is believed."""
         if self.spool is None or not self.trusted:
             return
         reached = [series.closed_until for series in self.series]
         sealed = min((moment for moment in reached if moment is not None), default=None)
         if sealed is None or None in reached:
             sealed = from_us(0)
-        self.spool.forget(sealed, received_before=self.clock.now() - age)
+        self.spool.forget(sealed, received_before=received_before)
 
     # The worker's
 

@@ -35,7 +35,7 @@ class Timekeeper:
     created: datetime
     """The journal's creation: no time before it can be right."""
     last_seen: datetime | None
-    """The latest time that was believed before this start."""
+    """The latest time that was believed; at first that of an earlier start, or None."""
     max_jump: timedelta
     """How far wall time and time since boot may part between two looks."""
     settle: timedelta

@@ -334,13 +334,13 @@ def test_raw_events_leave_the_disk_with_their_window(bench: Bench) -> None:
             assert spool is not None
             for day in range(7):
                 daily.close(MONDAY + day * DAY)
-                intake.forget(age=timedelta(days=35))
+                intake.forget(received_before=bench.clock.now() - 35 * DAY)
                 assert spool.size_bytes > 0
             weekly.close(MONDAY)
-            intake.forget(age=timedelta(days=35))
+            intake.forget(received_before=bench.clock.now() - 35 * DAY)
             if spool.size_bytes:  # the daily plan's watermark is an hour behind the weekly one's
                 daily.close(MONDAY + 7 * DAY)
-                intake.forget(age=timedelta(days=35))
+                intake.forget(received_before=bench.clock.now() - 35 * DAY)
             assert spool.size_bytes == 0
             assert not list((bench.home / "spool").glob("*.spool*"))
 
@@ -406,7 +406,7 @@ def test_a_doubted_clock_takes_nothing_and_deletes_nothing(bench: Bench) -> None
             assert intake.spool is not None
             before = intake.spool.size_bytes
             bench.clock.time += 4000 * DAY
-            intake.forget(age=DAY)
+            intake.forget(received_before=bench.clock.now() - DAY)
             assert intake.spool.size_bytes == before > 0
 
     asyncio.run(work())
@@ -428,6 +428,28 @@ def test_windows_wait_for_sources_that_are_behind_but_not_for_ever(bench: Bench)
             waiting = asyncio.create_task(intake.wait_current(HOUR))
             await bench.clock.advance(HOUR - timedelta(seconds=1))
             assert not waiting.done()
+            await bench.clock.advance(timedelta(seconds=1))
+            await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY])
+def test_patience_is_measured_by_the_time_since_boot(bench: Bench, jump: timedelta) -> None:
+    """Guarantee (A9): a clock that is set anew neither ends the wait for a source that is behind nor lengthens it.
+
+    Mutant: patience is measured by the wall clock.
+    """
+
+    async def work() -> None:
+        async with bench.working() as intake:
+            intake.inlet("one", ())
+            waiting = asyncio.create_task(intake.wait_current(HOUR))
+            await settle()
+            bench.clock.time += jump
+            await bench.clock.advance(HOUR - timedelta(seconds=1))
+            assert not waiting.done()
+            assert intake.patience_left_s(HOUR) == 1.0
             await bench.clock.advance(timedelta(seconds=1))
             await asyncio.wait_for(waiting, 1)
 

@@ -13,6 +13,7 @@ import pytest
 from edge_agg import failpoint, telemetry
 from edge_agg.agent import POLL_S, Agent
 from edge_agg.assembly import build, retune
+from edge_agg.clock import wait_first
 from edge_agg.config import load
 from edge_agg.contract.release import Status
 from edge_agg.errors import JournalFull
@@ -275,6 +276,49 @@ def test_a_clock_that_jumps_closes_nothing_and_takes_nothing(
 
     box.live(work)
     assert (box.seen[0] == [6, 0, 0]) is (mutant is None)
+
+
+def _looks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(self: Agent, stop: asyncio.Event) -> bool:
+        await wait_first(self.intake.wait_current(self.tuning.hold), stop.wait())
+        return not stop.is_set()
+
+    monkeypatch.setattr(Agent, "_wait_current", wait)
+    monkeypatch.setattr(Agent, "_now", property(lambda self: self.clock.now()))
+
+
+@pytest.mark.parametrize("mutant", [None, _looks_once])
+@pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY])
+def test_a_clock_that_jumps_while_a_source_is_behind_is_noticed(
+    box: Box, monkeypatch: pytest.MonkeyPatch, jump: timedelta, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee (A9): windows that wait for a source close by a clock that was looked at after the wait.
+
+    Mutant: the clock is looked at before the wait alone, and read again after it.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        assert source.inlet is not None
+        await source.push(*people(5))
+        source.inlet.is_current(False)
+        await box.pass_time()
+        box.clock.time += jump
+        await box.pass_time(MINUTE)
+        doubted = box.events(Event.CLOCK_DOUBTED)
+        source.inlet.is_current(True)
+        await box.pass_time()
+        assert (doubted == [Event.CLOCK_DOUBTED] and box.wire.windows == []) is (mutant is None)
+        if mutant is None:
+            box.clock.time -= jump
+            await box.pass_time()
+            await source.push(Row(u="late riser", t=MONDAY))
+            await box.pass_time(DAY)
+            assert box.wire.windows == [MONDAY]
+
+    box.live(work)
+    assert (box.seen == [[6, 0, 0]]) is (mutant is None)
 
 
 def test_a_box_that_boots_in_1970_begins_when_its_clock_is_set(box: Box) -> None:

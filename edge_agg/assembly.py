@@ -61,6 +61,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
     Raises:
         ConfigInvalid: the device's policy cannot be read, or its certificate, or that is another agent's.
         PlanRefused: a plan cannot be calibrated.
+        JournalFull, SpoolFull: the state folder has no room, or is read-only; build again later.
         JournalFailed, SpoolFailed: the state folder cannot be used.
     """
     table = config.collector

@@ -84,6 +84,7 @@ class Spool:
         """Open the spool in a folder, or create it. The journal's lock on the folder above keeps others out.
 
         Raises:
+            SpoolFull: the disk has no room, or is read-only; try again later.
             SpoolFailed: the disk refused.
         """
         spool = cls(folder, quota_bytes=quota_bytes)
@@ -94,6 +95,8 @@ class Spool:
             _sync(folder)
             _sync(folder.parent)
         except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise SpoolFull("the spool's disk has no room, or is read-only") from None
             spool._fail("opened", error)
         return spool
 

@@ -45,7 +45,8 @@ Exit codes:
   3  config or plan invalid, or a budget too small for any noise
   4  a source cannot be read
   5  the journal or the spool cannot be read or written: a person looks at the disk first
-  6  run --drain: the collector did not take everything in time, or has fenced the agent; run again
+  6  run --drain: the collector did not take everything in time, or has fenced the agent;
+     or the clock is not believed; run again
   7  run --drain: the collector refused a release for good; see status
   8  ledger verify: the journal contradicts its plans, its chain or its budgets
   9  enroll: no certificate was given out
@@ -261,6 +262,7 @@ def _exit_codes() -> Iterator[None]:
         errors.SpoolFull: EXIT_FULL,
         errors.EnrollmentFailed: EXIT_ENROLLMENT,
         errors.Fenced: EXIT_NOT_DRAINED,
+        errors.ClockDoubted: EXIT_NOT_DRAINED,
     }
     try:
         yield

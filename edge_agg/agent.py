@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from edge_agg.ceilings import give_back
 from edge_agg.clock import wait_first
 from edge_agg.contract.grid import window_of
-from edge_agg.errors import Fenced, JournalFull
+from edge_agg.errors import ClockDoubted, Fenced, JournalFull
 from edge_agg.telemetry import Event, emit
 from edge_agg.timekeeper import PLAUSIBLE
 from edge_agg.window import Span
@@ -92,6 +92,7 @@ class Agent:
 
         Raises:
             SourceUnreadable: fix the source and run again; nothing is lost.
+            ClockDoubted: the clock is not believed, so nothing was read or drawn; what was sealed before was sent.
             ConfigInvalid: the windows together do not fit `[memory].limit`: raise it, or drain less at a time.
             Fenced: the collector has shut this agent out; nothing was drawn, and nothing is lost.
             JournalFull: there is no room to close every window: make room and run again; nothing is lost.
@@ -111,6 +112,9 @@ class Agent:
             await sender
         drained = await self.uplink.wait_drained(patience_s)
         emit(Event.AGENT_STOPPED, agent=self.name, unacked=self.journal.unacked())
+        if self.timekeeper.doubt is not None:
+            doubt = self.timekeeper.doubt.value
+            raise ClockDoubted(f"the clock is not believed ({doubt}): nothing was read or drawn, set it and run again")
         return drained and drawn
 
     async def run(self, stop: asyncio.Event) -> None:

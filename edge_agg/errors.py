@@ -40,6 +40,10 @@ class Fenced(EdgeError):
     """The collector has shut the agent out: nothing was drawn. The people who run the fleet must decide."""
 
 
+class ClockDoubted(EdgeError):
+    """The clock is not believed: nothing was read or drawn, nothing is lost. Set the clock right and run again."""
+
+
 class EnrollmentFailed(EdgeError):
     """No certificate was given out: correct what the message names, or ask for a new one-time token."""
 

@@ -16,7 +16,7 @@ from edge_agg.agent import FUTURE, POLL_S, Agent
 from edge_agg.assembly import build
 from edge_agg.config import load
 from edge_agg.contract.release import Status
-from edge_agg.errors import ConfigInvalid, JournalFailed, SourceUnreadable
+from edge_agg.errors import ClockDoubted, ConfigInvalid, JournalFailed, SourceUnreadable
 from edge_agg.ingest.file import FileSource
 from edge_agg.journal import Journal
 from edge_agg.privacy import noise
@@ -253,10 +253,11 @@ def test_rows_from_the_future_open_no_windows_ahead(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_boots_in_1970_releases_nothing(tmp_path: Path) -> None:
-    """Guarantee (A9): before the clock is right there is nothing to release, and nothing is removed."""
+    """Guarantee (A9): before the clock is right nothing is released or removed, and a drain does not say it is done."""
     write_events(tmp_path / "events" / "a.parquet", [Row()])
     config, wire = write_config(tmp_path, history=None), FakeCollector()
-    assert drain(config, wire, FakeClock(datetime(1970, 1, 1, tzinfo=UTC)))
+    with pytest.raises(ClockDoubted, match="unset"):
+        drain(config, wire, FakeClock(datetime(1970, 1, 1, tzinfo=UTC)))
     assert wire.releases == []
     assert drain(config, wire)
     assert wire.windows == [MONDAY]
@@ -282,6 +283,25 @@ class Live:
         """Stop."""
         self.stop.set()
         await asyncio.wait_for(self.task, 10)
+
+
+def test_a_drain_whose_clock_went_back_says_so_and_sends_what_was_sealed(tmp_path: Path) -> None:
+    """Guarantee (A9): nothing new is drawn, what waits goes up, and whoever started it hears of it.
+
+    Mutant: a clock that is not believed counts as nothing to do.
+    """
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path, history=None), FakeCollector()
+    wire.faults.extend([DROP_REQUEST] * 1000)
+    for day in (0, 2):
+        assert not drain(config, wire, FakeClock(LATER + day * DAY, jumps=True))
+    wire.faults.clear()
+    write_events(tmp_path / "events" / "b.parquet", [Row(t=MONDAY + WEEK)])
+    with pytest.raises(ClockDoubted, match="behind"):
+        drain(config, wire, FakeClock(LATER + DAY))
+    assert wire.windows == [MONDAY]
+    assert drain(config, wire, FakeClock(LATER + 3 * DAY))
+    assert wire.windows == [MONDAY, MONDAY + WEEK]
 
 
 def live(config: Path, wire: FakeCollector, clock: FakeClock, work: Callable[[Live], Awaitable[None]]) -> None:

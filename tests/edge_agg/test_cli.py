@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,17 @@ def test_status_without_a_journal_exits_5(tmp_path: Path) -> None:
     """Nothing has run here yet; looking does not create it."""
     assert edge_agg("status", write_config(tmp_path)).exit_code == 5
     assert not (tmp_path / "state").exists()
+
+
+def test_a_clock_that_is_not_believed_exits_6(tmp_path: Path, collector: FakeCollector) -> None:
+    """Guarantee (A9): a drain that could do nothing does not pass for done. Mutant: it exits 0."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    journal = Journal.open(tmp_path / "state", "node", now=datetime(2190, 1, 1, tzinfo=UTC))
+    journal.close()
+    done = drain(write_config(tmp_path))
+    assert (done.exit_code, done.stderr.count("\n")) == (6, 1)
+    assert "the clock is not believed (unset): nothing was read" in done.stderr
+    assert collector.windows == []
 
 
 def test_a_collector_that_is_down_exits_6(tmp_path: Path) -> None:

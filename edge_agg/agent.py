@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ from edge_agg.clock import wait_first
 from edge_agg.contract.grid import window_of
 from edge_agg.errors import ClockDoubted, Fenced, JournalFull
 from edge_agg.telemetry import Event, emit
-from edge_agg.timekeeper import PLAUSIBLE
 from edge_agg.window import Span
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
+    from edge_agg.contract.plan import PlanHash
     from edge_agg.departures import Departures
     from edge_agg.herald import Herald
     from edge_agg.ingest.source import Source
@@ -83,6 +83,10 @@ class Agent:
     """What else runs beside a live agent until it stops: the status door, the watchdog."""
     _reach: datetime | None = None
     _noted: datetime | None = None
+    _begun_s: float | None = None
+    """When the clock was first believed in this life, in seconds since boot."""
+    _new: set[PlanHash] = field(default_factory=set)
+    """The plans that first ran in this life."""
 
     async def drain(self, patience_s: float) -> bool:
         """Read what is there, close every window, send everything, and wait for the acks.
@@ -125,6 +129,8 @@ class Agent:
             JournalFailed, SpoolFailed: repair the disk and run again.
         """
         self._begin()
+        if self.intake.trusted:
+            self._first_windows()
         await self._with_intake(self._live(stop))
         await self._send_last()
         emit(Event.AGENT_STOPPED, agent=self.name, unacked=self.journal.unacked())
@@ -216,8 +222,7 @@ class Agent:
         while not stop.is_set():
             await asyncio.sleep(0)  # sources that wake at the same moment look first
             self._look_at_clock()
-            if self.intake.trusted:
-                self._first_windows()
+            if self.intake.trusted and self._first_windows():
                 self._see_ahead()
                 if await self._wait_current(stop):
                     self._note_parts()
@@ -264,14 +269,35 @@ class Agent:
                 self.journal.note_clock(now)
                 self._noted = now
 
-    def _first_windows(self) -> None:
-        """A live agent has no windows before its journal was created, nor before its clock was first set."""
-        if self.journal.created < PLAUSIBLE:
-            self.journal.note_creation(self._now)
-        for series in self.series:
-            if series.span.start is None:
-                first = window_of(self.journal.created, series.measurement.plan.every)
-                series.span = Span(start=first, end=series.span.end)
+    def _first_windows(self) -> bool:
+        """On live data no plan has windows before it first ran, by the clock as it is believed now.
+
+        A clock that was months behind at the first start is known to have been once it was set: what began with it
+        began later.
+
+        Returns:
+            Whether that is noted; the disk may have no room for it.
+        """
+        assert self.timekeeper.boot is not None, "the clock was believed"
+        if self._begun_s is None:
+            self._begun_s = self.clock.since_boot_s()
+        begun = self.timekeeper.boot + timedelta(seconds=self._begun_s)
+        for series in [] if self.history.start is not None else self.series:
+            first = self.journal.first_run(series.hash)
+            if first is None or (series.hash in self._new and self._was_wrong(series, first, begun)):
+                first = begun if series.closed_before is None else min(begun, series.closed_before)
+                try:
+                    self.journal.note_first_run(series.hash, first)
+                except JournalFull:
+                    self._disk_is_full(full=True)
+                    return False
+                self._new.add(series.hash)
+            series.span = Span(start=window_of(first, series.measurement.plan.every), end=series.span.end)
+        return True
+
+    def _was_wrong(self, series: Series, first: datetime, begun: datetime) -> bool:
+        """Whether a first run was noted by a clock that has been set since, and nothing has closed by it."""
+        return series.closed_before is None and abs(begun - first) > self.timekeeper.max_jump
 
     def _see_ahead(self) -> None:
         """Take rows up to a day ahead of the clock, but not beyond a history's end; the limit never moves back."""

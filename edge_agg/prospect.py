@@ -124,7 +124,7 @@ def prospects(
     Args:
         config: the agent's.
         plans: its plans.
-        now: the time, for an agent that has neither journal nor history.
+        now: the time, for a plan that has not run yet, where there is no history.
         extra: a plan that is not configured yet, and the account that would pay for it.
         vetoed: the names of plans that the device's policy forbids: they charge nothing.
 
@@ -169,16 +169,17 @@ def _prospect(
         ),
         entries=[] if journal is None else journal.entries(account.name),
         measurements=measurements,
-        demands=[_demand(one, journal, start or (now if journal is None else journal.created)) for one in measurements],
+        demands=[_demand(one, journal, start, now) for one in measurements],
         until=end,
     )
 
 
-def _demand(measurement: Measurement, journal: Journal | None, first: datetime) -> Demand:
-    """What a plan will charge from its first window that is not closed."""
+def _demand(measurement: Measurement, journal: Journal | None, history: datetime | None, now: datetime) -> Demand:
+    """What a plan will charge from its first window that is not closed; one that never ran begins now."""
     plan = measurement.plan
     hash_ = plan_hash(plan)
-    start = (journal and journal.closed_before(hash_)) or first
+    closed, ran = (None, None) if journal is None else (journal.closed_before(hash_), journal.first_run(hash_))
+    start = closed or history or ran or now
     paid = None
     if journal is not None and plan.period is not None and journal.is_covered(hash_, window_of(start, plan.every)):
         paid = window_of(start, plan.period) + plan.period - plan.every

@@ -210,7 +210,8 @@ class Series:
             local_counts=self.counts,
         )
         self._drawn = None
-        self._open.pop(start, None)
+        for done in [one for one in self._open if one <= start]:  # or before the first window there is
+            del self._open[done]
         self.counts.clear()
         self.closed_before = release.window_end
         emit(Event.WINDOW_SEALED, plan=release.plan, window=start.isoformat(), status=release.status.value)

@@ -354,6 +354,35 @@ def test_a_live_agent_has_no_windows_before_it_was_created(tmp_path: Path) -> No
     assert wire.windows == [MONDAY, MONDAY + DAY]
 
 
+def _begins_with_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Journal, "first_run", lambda self, _: self.created)
+
+
+@pytest.mark.parametrize("mutant", [None, _begins_with_the_journal])
+def test_a_plan_that_is_added_later_begins_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee: on an old journal a new plan, or a new version, charges and releases no window from before it ran.
+
+    From then on it has all of them, also those that a later restart finds due. Mutant: it begins with the journal.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+    one, two = (small_plan_text(name=name, every="1d", lateness="1h", epsilon=0.1) for name in ("one", "two"))
+    wire, clock = FakeCollector(), FakeClock(MONDAY + HOUR)
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY)])
+
+    async def days(running: Live) -> None:
+        await running.pass_time(2 * DAY)
+
+    for plans in ((one,), (one, two), (one, two)):
+        live(write_config(tmp_path, *plans, history=None), wire, clock, days)
+        clock.time += 10 * DAY
+    found = {name: [r.window_start for r in wire.releases if r.plan == name] for name in ("one", "two")}
+    assert found["one"] == [MONDAY + i * DAY for i in range(26)]
+    assert (found["two"] == [MONDAY + i * DAY for i in range(12, 26)]) is (mutant is None)
+
+
 async def _nothing(_: Live) -> None:
     """Only live and end."""
 

@@ -18,6 +18,7 @@ from edge_agg.config import load
 from edge_agg.contract.release import Status
 from edge_agg.errors import JournalFull
 from edge_agg.ingest.source import Frame, InletFull
+from edge_agg.journal import Journal
 from edge_agg.privacy import noise
 from edge_agg.telemetry import Event
 from tests.fakes import (
@@ -252,6 +253,7 @@ def _never_doubts(monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_agg.timekeeper import Timekeeper
 
     monkeypatch.setattr(Timekeeper, "_judge", lambda self, wall, boot: None)
+    monkeypatch.setattr(Agent, "_was_wrong", lambda *_: False)  # else the first window moves with the clock
 
 
 @pytest.mark.parametrize("mutant", [None, _never_doubts])
@@ -338,6 +340,69 @@ def test_a_box_that_boots_in_1970_begins_when_its_clock_is_set(box: Box) -> None
 
     box.live(work)
     assert box.seen == [[3, 0, 0]]
+
+
+def _stays_where_it_was_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Agent, "_was_wrong", lambda *_: False)
+
+
+@pytest.mark.parametrize("mutant", [None, _stays_where_it_was_noted])
+def test_a_first_start_by_an_old_clock_brings_no_windows_of_the_time_between(
+    box: Box, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee (A9): a clock that shows last autumn until NTP sets it charges nothing for the winter.
+
+    Mutant: what was noted by the old clock stays.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+    box.clock.time = MONDAY - 100 * DAY
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        await source.push(Row(t=box.clock.time))
+        await box.pass_time(MINUTE)
+        box.clock.time = MONDAY + HOUR
+        await box.pass_time()
+        await box.pass_time(HOUR + MINUTE)
+        await source.push(*people(3))
+        await box.pass_time(DAY)
+        assert agent.series[0].open_windows == []
+
+    async def again(agent: Agent, source: Pushed) -> None:
+        await box.pass_time(DAY)
+
+    box.live(work)
+    box.live(again)
+    assert (box.wire.windows == [MONDAY, MONDAY + DAY]) is (mutant is None)
+    assert ([row for row in box.seen if any(row)] == [[3, 0, 0]]) is (mutant is None)
+
+
+def test_a_first_run_that_the_disk_has_no_room_to_note_is_noted_later(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee (A10): a full disk at the first start ends nothing; nothing is taken in until there is room.
+
+    Mutant: the agent ends with the error.
+    """
+
+    def full(*_: object) -> None:
+        raise JournalFull
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        with pytest.raises(InletFull):
+            await source.push(Row(t=MONDAY))
+        await box.pass_time(2 * DAY)
+        assert box.wire.windows == []
+        patch.undo()
+        await box.pass_time()
+        await source.push(*people(2, day=2))
+        await box.pass_time(DAY)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "note_first_run", full)
+        box.live(work)
+    assert box.wire.windows == [MONDAY + i * DAY for i in range(3)]
+    assert box.events(Event.DISK_FULL, Event.DISK_RECOVERED) == [Event.DISK_FULL, Event.DISK_RECOVERED]
 
 
 def test_windows_wait_for_a_source_that_is_behind_and_not_for_ever(box: Box) -> None:

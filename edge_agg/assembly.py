@@ -36,7 +36,7 @@ from edge_agg.window import Span
 from edge_agg.wire import GrpcWire
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from edge_agg.clock import Clock
     from edge_agg.config import Config
@@ -49,7 +49,14 @@ TUNING = {"agent": ("hold", "stop_s"), "collector": ("batch", "retry_first_s", "
 """By table: the fields that a running agent takes from a reloaded config, beside all of `[memory]` and `[disk]`."""
 
 
-def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | None = None) -> Agent:
+def build(
+    config: Config,
+    plans: Sequence[Plan],
+    *,
+    clock: Clock,
+    wire: Wire | None = None,
+    going_on: Callable[[], None] = lambda: None,
+) -> Agent:
     """Build an agent's parts.
 
     Args:
@@ -57,6 +64,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         plans: the plans it names, in its order.
         clock: the one door to time.
         wire: the way to the collector; over gRPC unless a test brings its own. Needs a running event loop.
+        going_on: called again and again while raw events are read back, here and when the agent starts.
 
     Raises:
         ConfigInvalid: the device's policy cannot be read, or its certificate, or that is another agent's.
@@ -101,7 +109,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
     ceilings = Ceilings(memory_bytes=bytes_of(config.memory.limit), disk_bytes=bytes_of(config.disk.limit), state=state)
     spool = None
     if config.agent.spool == "disk":
-        spool = Spool.open(state / "spool", quota_bytes=ceilings.spool_quota())
+        spool = Spool.open(state / "spool", quota_bytes=ceilings.spool_quota(), going_on=going_on)
     allowed = [one.measurement.plan for one in series if one.veto is None]
     columns = {name: kind for plan in allowed for name, kind in plan.events.columns.items()}
     intake = Intake(
@@ -110,6 +118,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         spool=spool,
         ceilings=ceilings,
         clock=clock,
+        going_on=going_on,
     )
     wire = wire or GrpcWire(table.url, deadline_s=table.deadline_s, credentials=credentials)
     herald = Herald(

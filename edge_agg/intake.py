@@ -31,7 +31,7 @@ from edge_agg.series import NEVER
 from edge_agg.spool import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
     from datetime import timedelta
 
     from edge_agg.ceilings import Ceilings
@@ -85,6 +85,8 @@ class Intake:
     """Whether a read frame waits for room. In a drain nothing would make any: no window closes before all is read."""
     trusted: bool = True
     """Whether the clock is believed; while not, nobody can say which rows are late or ahead."""
+    going_on: Callable[[], None] = lambda: None
+    """Told of every record that is put back after a restart."""
     sources: dict[str, SourceState] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     """What this device alone may know."""
@@ -166,6 +168,7 @@ class Intake:
             return
         records = self.spool.replay()
         while (record := await in_thread(next, records, None)) is not None:
+            self.going_on()
             await in_thread(self._replay_one, record)
 
     async def run(self) -> None:

@@ -85,6 +85,8 @@ class Agent:
     _noted: datetime | None = None
     _begun_s: float | None = None
     """When the clock was first believed in this life, in seconds since boot."""
+    _stops_s: float | None = None
+    """When a stop that has begun is over, by the loop's time, seconds."""
     _new: set[PlanHash] = field(default_factory=set)
     """The plans that first ran in this life."""
 
@@ -161,7 +163,7 @@ class Agent:
             await asyncio.wait({doing, taking}, return_when=asyncio.FIRST_COMPLETED)
             if not taking.done():
                 await doing
-                await wait_first(self.intake.wait_idle(), asyncio.sleep(self.tuning.stop_s))
+                await wait_first(self.intake.wait_idle(), asyncio.sleep(self._stop_left_s()))
             else:
                 taking.result()
         finally:
@@ -213,7 +215,7 @@ class Agent:
                 for task in done:
                     task.result()
             ended.set()
-            await asyncio.wait(going, timeout=self.tuning.stop_s)
+            await asyncio.wait(going, timeout=self._stop_left_s())
         finally:
             await _end(stopping, *crew)
 
@@ -244,9 +246,16 @@ class Agent:
 
     async def _send_last(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.tuning.stop_s):
+            async with asyncio.timeout(self._stop_left_s()):
                 while self.journal.unacked() and await self.uplink.send_once() == "progress":
                     pass
+
+    def _stop_left_s(self) -> float:
+        """How much is left of the time that a stop may take, seconds; it runs from the first question on."""
+        now_s = asyncio.get_running_loop().time()
+        if self._stops_s is None:
+            self._stops_s = now_s + self.tuning.stop_s
+        return max(0.0, self._stops_s - now_s)
 
     # The time
 

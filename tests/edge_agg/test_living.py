@@ -437,6 +437,42 @@ def test_a_stop_sends_what_is_sealed(box: Box) -> None:
     assert box.seen == [[5, 0, 0]]
 
 
+def _each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Agent, "_stop_left_s", lambda self: self.tuning.stop_s)
+
+
+@pytest.mark.parametrize("mutant", [None, _each_for_itself])
+def test_a_stop_takes_no_longer_than_it_may(
+    box: Box, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee: what is still under way, what waits to be taken in and what is sealed share `stop_s`.
+
+    Mutant: each of the three may take as long.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+    asked: list[float] = []
+    honest = Agent._stop_left_s
+
+    def noted(self: Agent) -> float:
+        asked.append(honest(self))
+        return asked[-1]
+
+    deliver = Pushed.deliver
+
+    async def lingering(self: Pushed, *args: Any, **more: Any) -> None:
+        await deliver(self, *args, **more)
+        await asyncio.Event().wait()
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        agent.tuning.stop_s = 0.02
+
+    monkeypatch.setattr(Agent, "_stop_left_s", noted)
+    monkeypatch.setattr(Pushed, "deliver", lingering)
+    box.live(work)
+    assert (asked == pytest.approx([0.02, 0.0, 0.0], abs=1e-3)) is (mutant is None)
+
+
 def test_weeks_offline_are_caught_up_in_batches_oldest_first(box: Box) -> None:
     """Guarantee (A11): every window is encoded once; on reconnect they go up in order, in batches, as sealed."""
     box.wire.faults.extend(["drop_request"] * 100_000)

@@ -102,17 +102,17 @@ class Uplink:
                 await asyncio.wait([renewing])
 
     async def wait_drained(self, patience_s: float) -> bool:
-        """Send until nothing waits, or until nothing was acked for `patience_s` seconds.
+        """Send until nothing waits, or until nothing was acked for `patience_s` seconds, by the time since boot.
 
         Returns:
             Whether everything was acked or parked.
         """
-        self._stop, self._pause_limit_s, last = None, patience_s, self.clock.now()
+        self._stop, self._pause_limit_s, last_s = None, patience_s, self.clock.since_boot_s()
         while self.journal.unacked():
             outcome = await self.send_once()
             if outcome == "progress":
-                last = self.clock.now()
-            elif (self.clock.now() - last).total_seconds() >= patience_s:
+                last_s = self.clock.since_boot_s()
+            elif self.clock.since_boot_s() - last_s >= patience_s:
                 return False
             elif outcome == "idle":
                 self._held.clear()

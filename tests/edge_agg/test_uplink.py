@@ -239,6 +239,25 @@ def test_a_message_that_is_too_large_goes_in_halves_then_is_parked(bench: Bench)
     assert bench.clock.waits == []
 
 
+@pytest.mark.parametrize("jump", [timedelta(days=1), timedelta(days=-1)])
+def test_patience_is_measured_by_the_time_since_boot(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, jump: timedelta
+) -> None:
+    """Guarantee: a clock that is set anew ends no drain early and lengthens none. Mutant: the wall clock measures."""
+    seal(bench.journal, 1)
+    bench.collector.faults.extend([unavailable()] * 100)
+    honest = bench.collector.push
+
+    async def push(batch: Any) -> Any:
+        if len(bench.collector.batches) == 1:
+            bench.clock.time += jump
+        return await honest(batch)
+
+    monkeypatch.setattr(FakeCollector, "push", lambda _, batch: push(batch))
+    assert not bench.drain(30.0)
+    assert 30.0 <= bench.clock.since_boot_s() <= 60.0
+
+
 def test_what_is_too_large_is_parked_once_there_is_room_to_say_so(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def build(
         going_on=going_on,
     )
     wire = wire or GrpcWire(table.url, deadline_s=table.deadline_s, credentials=credentials)
+    departures = Departures(clock=clock, every_s=parse_duration(table.leave_every).total_seconds())
     herald = Herald(
         tenant=config.agent.tenant,
         agent=config.agent.name,
@@ -132,8 +133,8 @@ def build(
         retry_first_s=table.retry_first_s,
         retry_limit_s=table.retry_limit_s,
         waits=config.agent.unheard == "wait",
+        departures=departures,
     )
-    departures = Departures(clock=clock, every_s=parse_duration(table.leave_every).total_seconds())
     return Agent(
         name=config.agent.name,
         sources=_sources(config, clock, intake) if allowed else [],

@@ -100,7 +100,7 @@ class Agent:
             SourceUnreadable: fix the source and run again; nothing is lost.
             ClockDoubted: the clock is not believed, so nothing was read or drawn; what was sealed before was sent.
             ConfigInvalid: the windows together do not fit `[memory].limit`: raise it, or drain less at a time.
-            Fenced: the collector has shut this agent out; nothing was drawn, and nothing is lost.
+            Fenced: the collector has shut this agent out; since then nothing was drawn, and nothing is lost.
             JournalFull: there is no room to close every window: make room and run again; nothing is lost.
             JournalFailed, SpoolFailed: repair the disk and run again.
         """
@@ -183,14 +183,18 @@ class Agent:
             await self._close_until(self._drain_watermark)
             return True
         await self.herald.wait_heard(patience_s)
-        if self.herald.holding == "fenced":
-            raise Fenced("the collector has fenced this agent: nothing was drawn; the people who run the fleet decide")
+        self._check_fence()
         if not self.herald.may_draw():
             return False
         await self._close_until(self._drain_watermark)
+        self._check_fence()
         if any(series.due(self._drain_watermark(series)) for series in self.series):
             raise JournalFull("the disk has no room to close every window: make room and run again")
         return True
+
+    def _check_fence(self) -> None:
+        if self.herald.holding == "fenced":
+            raise Fenced("the collector has fenced this agent: no more is drawn; the people who run the fleet decide")
 
     # Live
 
@@ -343,6 +347,8 @@ class Agent:
             self.intake.counts.clear()
             try:
                 for start, i in sorted(due, key=lambda window: (window[0] != self.series[window[1]].drawn, window)):
+                    if not self._may_draw(self.series[i], start):
+                        break  # fenced meanwhile: no more is drawn
                     self.series[i].close(start, self.positions.waiting)
                     self.positions.waiting.clear()
                     self.uplink.wake()
@@ -362,11 +368,14 @@ class Agent:
 
     def _due(self, series: Series, watermark: Callable[[Series], datetime]) -> Iterator[datetime]:
         """The windows to be closed now: up to the first that may not be drawn yet, for none is skipped."""
-        every = series.measurement.plan.every
         for start in series.due(watermark(series)):
-            if start != series.drawn and not self.herald.may_draw(start + every):
+            if not self._may_draw(series, start):
                 return
             yield start
+
+    def _may_draw(self, series: Series, start: datetime) -> bool:
+        """Whether a window may be closed now; one that was drawn already is only sealed."""
+        return start == series.drawn or self.herald.may_draw(start + series.measurement.plan.every)
 
     def _note_late(self) -> None:
         with suppress(JournalFull):

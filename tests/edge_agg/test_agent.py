@@ -16,7 +16,7 @@ from edge_agg.agent import FUTURE, POLL_S, Agent
 from edge_agg.assembly import build
 from edge_agg.config import load
 from edge_agg.contract.release import Status
-from edge_agg.errors import ClockDoubted, ConfigInvalid, JournalFailed, SourceUnreadable
+from edge_agg.errors import ClockDoubted, ConfigInvalid, Fenced, JournalFailed, SourceUnreadable
 from edge_agg.ingest.file import FileSource
 from edge_agg.journal import Journal
 from edge_agg.privacy import noise
@@ -302,6 +302,41 @@ def test_a_drain_whose_clock_went_back_says_so_and_sends_what_was_sealed(tmp_pat
     assert wire.windows == [MONDAY]
     assert drain(config, wire, FakeClock(LATER + 3 * DAY))
     assert wire.windows == [MONDAY, MONDAY + WEEK]
+
+
+def _judges_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Agent._may_draw
+    judged: set[datetime] = set()
+
+    def may_draw(self: Agent, series: Series, start: datetime) -> bool:
+        again = start in judged
+        judged.add(start)
+        return again or honest(self, series, start)
+
+    monkeypatch.setattr(Agent, "_may_draw", may_draw)
+
+
+@pytest.mark.parametrize("mutant", [None, _judges_once])
+def test_a_fence_between_two_windows_stops_the_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee (B6): once a receipt says so, no further window is charged or drawn; and the drain says why.
+
+    Mutant: whether windows may be drawn is judged once for all that are due.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path, history=("2013-01-07", "2013-12-30")), FakeCollector()
+    wire.refuse[1] = "fenced"
+
+    async def work(agent: Agent) -> int:
+        with pytest.raises(Fenced):
+            await agent.drain(5.0)
+        return len(agent.journal.entries("people"))
+
+    charged = with_agent(config, work, wire=wire)
+    assert (0 < charged < 10) is (mutant is None)
 
 
 def live(config: Path, wire: FakeCollector, clock: FakeClock, work: Callable[[Live], Awaitable[None]]) -> None:

@@ -423,5 +423,5 @@ def test_a_fenced_agent_exits_6_and_says_why(tmp_path: Path, collector: FakeColl
     collector.standings.append(pb.SayHeadResponse(standing=pb.STANDING_FENCED))
     done = drain(write_config(tmp_path))
     assert done.exit_code == 6
-    assert "the collector has fenced this agent: nothing was drawn" in done.stderr
+    assert "the collector has fenced this agent: no more is drawn" in done.stderr
     assert collector.windows == []

@@ -144,7 +144,8 @@ class Series:
     @property
     def held_rows(self) -> int:
         """Rows that are held for the open windows; what this device alone may know."""
-        return sum(bounding.rows for bounding in self._open.values())
+        held = list(self._open.values())  # a thread may open a window while they are added up
+        return sum(bounding.rows for bounding in held)
 
     def takes_one_time(self, column: str, first_us: int, last_us: int) -> bool:
         """Whether times of a column between two moments, both included, may all be read as the first.

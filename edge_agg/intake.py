@@ -192,7 +192,7 @@ class Intake:
     async def wait_idle(self) -> None:
         """Come back when nothing waits to be taken in."""
         while self._waiting:
-            await asyncio.shield(self._waiting[-1].taken)
+            await asyncio.wait([self._waiting[-1].taken])  # a refusal is its pusher's to hear
         async with self._windows:
             return
 

@@ -303,6 +303,28 @@ def test_a_full_spool_refuses_what_is_pushed_and_takes_what_can_be_read_again(
     asyncio.run(work())
 
 
+def test_a_refused_frame_is_its_pushers_alone_to_hear_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: who waits until all was taken in, as a stop does, is not told. Mutant: the wait raises it too."""
+
+    def full(self: Spool, records: Any) -> None:
+        raise SpoolFull
+
+    async def work() -> None:
+        async with bench.working() as intake:
+            monkeypatch.setattr(Spool, "append", full)
+            monkeypatch.setattr("edge_agg.intake.GROUP_BYTES", 1)
+            async with intake.windows_at_rest():
+                pushed = [asyncio.create_task(intake.take("http", bench.frame(*rows(3)))) for _ in range(2)]
+                await settle()
+                idle = asyncio.create_task(intake.wait_idle())
+                await settle()
+            await idle
+            heard = await asyncio.gather(*pushed, return_exceptions=True)
+            assert [type(one) for one in heard] == [InletFull, InletFull]
+
+    asyncio.run(work())
+
+
 def test_a_failed_spool_ends_the_intake(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guarantee (A2): after a sync that failed nothing is called safe any more."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     EXIT_PARKED,
     EXIT_DIFFERS,
     EXIT_ENROLLMENT,
+    EXIT_FULL,
 ) = (
     1,
     3,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     7,
     8,
     9,
+    10,
 )
 EXIT_CODES = """\b
 Exit codes:
@@ -42,11 +44,13 @@ Exit codes:
   2  wrong usage
   3  config or plan invalid, or a budget too small for any noise
   4  a source cannot be read
-  5  the journal or the spool cannot be read or written
-  6  run --drain: the collector did not take everything in time, or has fenced the agent; run again
+  5  the journal or the spool cannot be read or written: a person looks at the disk first
+  6  run --drain: the collector did not take everything in time, or has fenced the agent;
+     or the clock is not believed; run again
   7  run --drain: the collector refused a release for good; see status
   8  ledger verify: the journal contradicts its plans, its chain or its budgets
   9  enroll: no certificate was given out
+  10 the disk has no room or is read-only: nothing is lost, start again
 """
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -255,11 +259,13 @@ def _exit_codes() -> Iterator[None]:
         errors.ConfigInvalid: EXIT_CONFIG,
         errors.PlanRefused: EXIT_CONFIG,
         errors.SourceUnreadable: EXIT_SOURCE,
+        errors.JournalFull: EXIT_FULL,  # before what it is a kind of
         errors.JournalFailed: EXIT_JOURNAL,
         errors.SpoolFailed: EXIT_JOURNAL,
-        errors.SpoolFull: EXIT_JOURNAL,
+        errors.SpoolFull: EXIT_FULL,
         errors.EnrollmentFailed: EXIT_ENROLLMENT,
         errors.Fenced: EXIT_NOT_DRAINED,
+        errors.ClockDoubted: EXIT_NOT_DRAINED,
     }
     try:
         yield

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from edge_agg.ceilings import give_back
 from edge_agg.clock import wait_first
 from edge_agg.contract.grid import window_of
-from edge_agg.errors import Fenced, JournalFull
+from edge_agg.errors import ClockDoubted, Fenced, JournalFull
 from edge_agg.telemetry import Event, emit
-from edge_agg.timekeeper import PLAUSIBLE
 from edge_agg.window import Span
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
+    from edge_agg.contract.plan import PlanHash
     from edge_agg.departures import Departures
     from edge_agg.herald import Herald
     from edge_agg.ingest.source import Source
@@ -84,6 +84,12 @@ class Agent:
     _reach: datetime | None = None
     _noted: datetime | None = None
     _spool_told: bool = False
+    _begun_s: float | None = None
+    """When the clock was first believed in this life, in seconds since boot."""
+    _stops_s: float | None = None
+    """When a stop that has begun is over, by the loop's time, seconds."""
+    _new: set[PlanHash] = field(default_factory=set)
+    """The plans that first ran in this life."""
 
     async def drain(self, patience_s: float) -> bool:
         """Read what is there, close every window, send everything, and wait for the acks.
@@ -93,8 +99,9 @@ class Agent:
 
         Raises:
             SourceUnreadable: fix the source and run again; nothing is lost.
+            ClockDoubted: the clock is not believed, so nothing was read or drawn; what was sealed before was sent.
             ConfigInvalid: the windows together do not fit `[memory].limit`: raise it, or drain less at a time.
-            Fenced: the collector has shut this agent out; nothing was drawn, and nothing is lost.
+            Fenced: the collector has shut this agent out; since then nothing was drawn, and nothing is lost.
             JournalFull: there is no room to close every window: make room and run again; nothing is lost.
             JournalFailed, SpoolFailed: repair the disk and run again.
         """
@@ -106,12 +113,15 @@ class Agent:
             if self.intake.trusted:
                 await self._with_intake(self._deliver_all())
                 drawn = await self._close_all(patience_s)
-                self.intake.forget(age=self.tuning.spool_age)
+                self.intake.forget(received_before=self._now - self.tuning.spool_age)
         finally:
             sent.set()
             await sender
         drained = await self.uplink.wait_drained(patience_s)
         emit(Event.AGENT_STOPPED, agent=self.name, unacked=self.journal.unacked())
+        if self.timekeeper.doubt is not None:
+            doubt = self.timekeeper.doubt.value
+            raise ClockDoubted(f"the clock is not believed ({doubt}): nothing was read or drawn, set it and run again")
         return drained and drawn
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -122,6 +132,8 @@ class Agent:
             JournalFailed, SpoolFailed: repair the disk and run again.
         """
         self._begin()
+        if self.intake.trusted:
+            self._first_windows()
         await self._with_intake(self._live(stop))
         await self._send_last()
         emit(Event.AGENT_STOPPED, agent=self.name, unacked=self.journal.unacked())
@@ -152,7 +164,7 @@ class Agent:
             await asyncio.wait({doing, taking}, return_when=asyncio.FIRST_COMPLETED)
             if not taking.done():
                 await doing
-                await wait_first(self.intake.wait_idle(), asyncio.sleep(self.tuning.stop_s))
+                await wait_first(self.intake.wait_idle(), asyncio.sleep(self._stop_left_s()))
             else:
                 taking.result()
         finally:
@@ -172,14 +184,18 @@ class Agent:
             await self._close_until(self._drain_watermark)
             return True
         await self.herald.wait_heard(patience_s)
-        if self.herald.holding == "fenced":
-            raise Fenced("the collector has fenced this agent: nothing was drawn; the people who run the fleet decide")
+        self._check_fence()
         if not self.herald.may_draw():
             return False
         await self._close_until(self._drain_watermark)
+        self._check_fence()
         if any(series.due(self._drain_watermark(series)) for series in self.series):
             raise JournalFull("the disk has no room to close every window: make room and run again")
         return True
+
+    def _check_fence(self) -> None:
+        if self.herald.holding == "fenced":
+            raise Fenced("the collector has fenced this agent: no more is drawn; the people who run the fleet decide")
 
     # Live
 
@@ -204,7 +220,7 @@ class Agent:
                 for task in done:
                     task.result()
             ended.set()
-            await asyncio.wait(going, timeout=self.tuning.stop_s)
+            await asyncio.wait(going, timeout=self._stop_left_s())
         finally:
             await _end(stopping, *crew)
 
@@ -213,15 +229,13 @@ class Agent:
         while not stop.is_set():
             await asyncio.sleep(0)  # sources that wake at the same moment look first
             self._look_at_clock()
-            if self.intake.trusted:
-                self._first_windows()
+            if self.intake.trusted and self._first_windows():
                 self._see_ahead()
-                await wait_first(self.intake.wait_current(self.tuning.hold), stop.wait())
-                if not stop.is_set():
+                if await self._wait_current(stop):
                     self._note_parts()
                     await self._close_until(self._live_watermark)
-                    self.intake.forget(age=self.tuning.spool_age)
-                    gone = self.positions.tidy([source.name for source in self.sources], self.clock.now())
+                    self.intake.forget(received_before=self._now - self.tuning.spool_age)
+                    gone = self.positions.tidy([source.name for source in self.sources], self._now)
                     self.intake.forget_parts(gone)
             self.intake.tell_stalled(self.tuning.hold)
             self._look_at_disk()
@@ -230,40 +244,80 @@ class Agent:
             await wait_first(stop.wait(), self.clock.wait(left_s), self.herald.changed.wait())
             self.herald.changed.clear()
 
+    async def _wait_current(self, stop: asyncio.Event) -> bool:
+        """Wait for sources that are behind, and look at the clock all the while; whether windows may close then."""
+        while self.intake.trusted and not stop.is_set() and self.intake.patience_left_s(self.tuning.hold):
+            await wait_first(self.intake.wait_current(self.tuning.hold), stop.wait(), self.clock.wait(POLL_S))
+            self._look_at_clock()
+        return self.intake.trusted and not stop.is_set()
+
     async def _send_last(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.tuning.stop_s):
+            async with asyncio.timeout(self._stop_left_s()):
                 while self.journal.unacked() and await self.uplink.send_once() == "progress":
                     pass
 
+    def _stop_left_s(self) -> float:
+        """How much is left of the time that a stop may take, seconds; it runs from the first question on."""
+        now_s = asyncio.get_running_loop().time()
+        if self._stops_s is None:
+            self._stops_s = now_s + self.tuning.stop_s
+        return max(0.0, self._stops_s - now_s)
+
     # The time
 
+    @property
+    def _now(self) -> datetime:
+        """The time when the clock was last looked at and believed: nothing is done by a time that nobody judged."""
+        assert self.timekeeper.last_seen is not None, "the clock was believed"
+        return self.timekeeper.last_seen
+
     def _look_at_clock(self) -> None:
-        before = self.intake.trusted
-        doubt = self.timekeeper.look(self.clock.now(), self.clock.since_boot_s())
+        before, now = self.intake.trusted, self.clock.now()
+        doubt = self.timekeeper.look(now, self.clock.since_boot_s())
         self.intake.trusted = doubt is None
         if doubt is not None and before:
             emit(Event.CLOCK_DOUBTED, doubt=doubt.value)
         elif doubt is None and not before:
             emit(Event.CLOCK_BELIEVED)
-        now = self.clock.now()
         if doubt is None and (self._noted is None or now - self._noted >= NOTE_EVERY):
             with suppress(JournalFull):
                 self.journal.note_clock(now)
                 self._noted = now
 
-    def _first_windows(self) -> None:
-        """A live agent has no windows before its journal was created, nor before its clock was first set."""
-        if self.journal.created < PLAUSIBLE:
-            self.journal.note_creation(self.clock.now())
-        for series in self.series:
-            if series.span.start is None:
-                first = window_of(self.journal.created, series.measurement.plan.every)
-                series.span = Span(start=first, end=series.span.end)
+    def _first_windows(self) -> bool:
+        """On live data no plan has windows before it first ran, by the clock as it is believed now.
+
+        A clock that was months behind at the first start is known to have been once it was set: what began with it
+        began later.
+
+        Returns:
+            Whether that is noted; the disk may have no room for it.
+        """
+        assert self.timekeeper.boot is not None, "the clock was believed"
+        if self._begun_s is None:
+            self._begun_s = self.clock.since_boot_s()
+        begun = self.timekeeper.boot + timedelta(seconds=self._begun_s)
+        for series in [] if self.history.start is not None else self.series:
+            first = self.journal.first_run(series.hash)
+            if first is None or (series.hash in self._new and self._was_wrong(series, first, begun)):
+                first = begun if series.closed_before is None else min(begun, series.closed_before)
+                try:
+                    self.journal.note_first_run(series.hash, first)
+                except JournalFull:
+                    self._disk_is_full(full=True)
+                    return False
+                self._new.add(series.hash)
+            series.span = Span(start=window_of(first, series.measurement.plan.every), end=series.span.end)
+        return True
+
+    def _was_wrong(self, series: Series, first: datetime, begun: datetime) -> bool:
+        """Whether a first run was noted by a clock that has been set since, and nothing has closed by it."""
+        return series.closed_before is None and abs(begun - first) > self.timekeeper.max_jump
 
     def _see_ahead(self) -> None:
         """Take rows up to a day ahead of the clock, but not beyond a history's end; the limit never moves back."""
-        end = self.clock.now() + FUTURE
+        end = self._now + FUTURE
         if self.history.end is not None:
             end = min(end, self.history.end)
         self._reach = end if self._reach is None else max(self._reach, end)
@@ -271,16 +325,16 @@ class Agent:
             series.span = Span(start=series.span.start, end=self._reach)
 
     def _live_watermark(self, series: Series) -> datetime:
-        """The clock's time, but never beyond the end of a history."""
-        return self.clock.now() if self.history.end is None else min(self.clock.now(), self._drain_watermark(series))
+        """The time as it was believed last, but never beyond the end of a history."""
+        return self._now if self.history.end is None else min(self._now, self._drain_watermark(series))
 
     def _drain_watermark(self, series: Series) -> datetime:
         """As if time had passed the end of the history, or of the latest window with rows; never beyond the present."""
         plan = series.measurement.plan
         latest = self.history.end or series.latest_open()
         if latest is None:
-            return series.closed_before or self.clock.now()
-        last = min(latest - timedelta(microseconds=1), self.clock.now() + FUTURE)
+            return series.closed_before or self._now
+        last = min(latest - timedelta(microseconds=1), self._now + FUTURE)
         return window_of(last, plan.every) + plan.every + plan.lateness
 
     # Windows and positions
@@ -296,6 +350,8 @@ class Agent:
             self.intake.counts.clear()
             try:
                 for start, i in sorted(due, key=lambda window: (window[0] != self.series[window[1]].drawn, window)):
+                    if not self._may_draw(self.series[i], start):
+                        break  # fenced meanwhile: no more is drawn
                     self.series[i].close(start, self.positions.waiting)
                     self.positions.waiting.clear()
                     self.uplink.wake()
@@ -315,11 +371,14 @@ class Agent:
 
     def _due(self, series: Series, watermark: Callable[[Series], datetime]) -> Iterator[datetime]:
         """The windows to be closed now: up to the first that may not be drawn yet, for none is skipped."""
-        every = series.measurement.plan.every
         for start in series.due(watermark(series)):
-            if start != series.drawn and not self.herald.may_draw(start + every):
+            if not self._may_draw(series, start):
                 return
             yield start
+
+    def _may_draw(self, series: Series, start: datetime) -> bool:
+        """Whether a window may be closed now; one that was drawn already is only sealed."""
+        return start == series.drawn or self.herald.may_draw(start + series.measurement.plan.every)
 
     def _note_late(self) -> None:
         with suppress(JournalFull):

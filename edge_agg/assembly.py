@@ -37,7 +37,7 @@ from edge_agg.window import Span
 from edge_agg.wire import GrpcWire
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from edge_agg.clock import Clock
     from edge_agg.config import Config
@@ -50,7 +50,14 @@ TUNING = {"agent": ("hold", "stop_s"), "collector": ("batch", "retry_first_s", "
 """By table: the fields that a running agent takes from a reloaded config, beside all of `[memory]` and `[disk]`."""
 
 
-def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | None = None) -> Agent:
+def build(
+    config: Config,
+    plans: Sequence[Plan],
+    *,
+    clock: Clock,
+    wire: Wire | None = None,
+    going_on: Callable[[], None] = lambda: None,
+) -> Agent:
     """Build an agent's parts.
 
     Args:
@@ -58,11 +65,13 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         plans: the plans it names, in its order.
         clock: the one door to time.
         wire: the way to the collector; over gRPC unless a test brings its own. Needs a running event loop.
+        going_on: called again and again while raw events are read back, here and when the agent starts.
 
     Raises:
         ConfigInvalid: the device's policy cannot be read, or its certificate, or that is another agent's; or charges of
             the journal would count against no account, or against another.
         PlanRefused: a plan cannot be calibrated.
+        JournalFull, SpoolFull: the state folder has no room, or is read-only; build again later.
         JournalFailed, SpoolFailed: the state folder cannot be used.
     """
     table = config.collector
@@ -101,7 +110,7 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
     ceilings = Ceilings(memory_bytes=bytes_of(config.memory.limit), disk_bytes=bytes_of(config.disk.limit), state=state)
     spool = None
     if config.agent.spool == "disk":
-        spool = Spool.open(state / "spool", quota_bytes=ceilings.spool_quota())
+        spool = Spool.open(state / "spool", quota_bytes=ceilings.spool_quota(), going_on=going_on)
     allowed = [one.measurement.plan for one in series if one.veto is None]
     columns = {name: kind for plan in allowed for name, kind in plan.events.columns.items()}
     intake = Intake(
@@ -110,8 +119,10 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         spool=spool,
         ceilings=ceilings,
         clock=clock,
+        going_on=going_on,
     )
     wire = wire or GrpcWire(table.url, deadline_s=table.deadline_s, credentials=credentials)
+    departures = Departures(clock=clock, every_s=parse_duration(table.leave_every).total_seconds())
     herald = Herald(
         tenant=config.agent.tenant,
         agent=config.agent.name,
@@ -123,8 +134,8 @@ def build(config: Config, plans: Sequence[Plan], *, clock: Clock, wire: Wire | N
         retry_first_s=table.retry_first_s,
         retry_limit_s=table.retry_limit_s,
         waits=config.agent.unheard == "wait",
+        departures=departures,
     )
-    departures = Departures(clock=clock, every_s=parse_duration(table.leave_every).total_seconds())
     return Agent(
         name=config.agent.name,
         sources=_sources(config, clock, intake) if allowed else [],

@@ -28,10 +28,14 @@ class Clock(Protocol):
 
 
 async def wait_first(*waits: Coroutine[Any, Any, Any]) -> None:
-    """Come back when the first is over; the others are called off."""
+    """Come back when the first is over; the others are called off. What one of them raised is raised here."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        raised = [task.exception() for task in tasks if task in done and not task.cancelled()]
+        for error in raised:
+            if error is not None:
+                raise error
     finally:
         for task in tasks:
             task.cancel()

@@ -12,12 +12,14 @@ import json
 import os
 import socket
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from edge_agg.ceilings import resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from pathlib import Path
 
     from edge_agg.agent import Agent
@@ -78,6 +80,9 @@ def facts_of(agent: Agent, clock: Clock) -> Callable[[], dict[str, Any]]:
     begun_s = clock.since_boot_s()
     begun = clock.now()
 
+    def wall(since_s: float) -> datetime:
+        return clock.now() - timedelta(seconds=clock.since_boot_s() - since_s)
+
     def facts() -> dict[str, Any]:
         intake, doubt = agent.intake, agent.timekeeper.doubt
         spool = intake.spool
@@ -97,7 +102,7 @@ def facts_of(agent: Agent, clock: Clock) -> Callable[[], dict[str, Any]]:
                 {
                     "name": state.name,
                     "current": state.current,
-                    "since": state.since.isoformat(),
+                    "since": wall(state.since_s).isoformat(),
                     "cause": None if state.current else state.cause.value,
                 }
                 for state in intake.sources.values()

@@ -37,7 +37,11 @@ class BudgetExhausted(EdgeError):
 
 
 class Fenced(EdgeError):
-    """The collector has shut the agent out: nothing was drawn. The people who run the fleet must decide."""
+    """The collector has shut the agent out: since then nothing was drawn. The people who run the fleet must decide."""
+
+
+class ClockDoubted(EdgeError):
+    """The clock is not believed: nothing was read or drawn, nothing is lost. Set the clock right and run again."""
 
 
 class EnrollmentFailed(EdgeError):

@@ -6,7 +6,8 @@ have drawn wait.
 
 Place: beside the uplink, over the same wire; the agent asks before it closes a window.
 Invariants: a window that ended before this start is not drawn unheard, unless the config says so; nothing is drawn
-while the agent is fenced. A journal that was made by this start has no earlier life, so nothing of it waits. A head is
+while the agent is fenced. No head leaves while windows close: when it does, and its place, would tell how far the draws
+are. A journal that was made by this start has no earlier life, so nothing of it waits. A head is
 confirmed to be behind only after a look at the journal as it is now: a call that arrives late fences nobody.
 """
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from edge_agg.clock import Clock
     from edge_agg.contract.release import Charge
+    from edge_agg.departures import Departures
     from edge_agg.wire import Wire
 
 AGAIN_S = 300.0
@@ -86,6 +88,8 @@ class Herald:
     retry_limit_s: float
     waits: bool
     """Whether windows from before this start wait until the head was heard."""
+    departures: Departures | None = None
+    """When anything may leave; at once where there is no schedule."""
     standing: Standing = Standing.UNHEARD
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever the standing changes; whoever waits for it clears it."""
@@ -156,21 +160,22 @@ class Herald:
         return True
 
     async def _say(self) -> Standing:
-        head, compared = self._head(), False
+        also, ahead, compared = 0, 0, False
         for _ in range(_LOOKS):
-            heard = await self.wire.say_head(head)
+            if self.departures is not None:
+                await self.departures.wait()
+            head = self._head(also)
+            heard = await self.wire.say_head(head.confirm() if head.seq < ahead else head)
             if heard is None or heard.standing in {pb.STANDING_KNOWN, pb.STANDING_UNKNOWN}:
                 return Standing.HEARD
             if heard.standing == pb.STANDING_FENCED:
                 return Standing.FENCED
             if heard.standing == pb.STANDING_AHEAD:
-                head = self._head()
-                if head.seq < heard.last_seq:
-                    head = head.confirm()
+                also, ahead = 0, heard.last_seq
             elif heard.standing == pb.STANDING_BEHIND:
                 if compared or not heard.last_seq:
                     return Standing.HEARD
-                head, compared = self._head(heard.last_seq), True  # what stands there must be the same
+                also, ahead, compared = heard.last_seq, 0, True  # what stands there must be the same
             else:
                 break
         raise CallFailed("NO_STANDING", pushback_s=None, too_large=False)

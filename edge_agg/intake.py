@@ -14,7 +14,7 @@ import asyncio
 from collections import Counter, deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +32,8 @@ from edge_agg.spool import Record
 from edge_agg.telemetry import Event, emit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import timedelta
 
     from edge_agg.ceilings import Ceilings
     from edge_agg.clock import Clock
@@ -64,8 +65,8 @@ class SourceState:
     name: str
     current: bool
     """Whether it has handed over all there was."""
-    since: datetime
-    """When that began."""
+    since_s: float
+    """When that began, in seconds since boot: a clock that is set anew does not lengthen a wait."""
     cause: Cause = Cause.BACKLOG
     """Why it is behind, while it is."""
     told: bool = False
@@ -95,6 +96,8 @@ class Intake:
     """Whether a read frame waits for room. In a drain nothing would make any: no window closes before all is read."""
     trusted: bool = True
     """Whether the clock is believed; while not, nobody can say which rows are late or ahead."""
+    going_on: Callable[[], None] = lambda: None
+    """Told of every record that is put back after a restart."""
     sources: dict[str, SourceState] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     """What this device alone may know."""
@@ -117,7 +120,7 @@ class Intake:
 
     def inlet(self, source: str, done: Collection[Part]) -> SourceInlet:
         """Where one source hands its frames over; until it says otherwise, it is not current."""
-        self.sources[source] = SourceState(name=source, current=False, since=self.clock.now())
+        self.sources[source] = SourceState(name=source, current=False, since_s=self.clock.since_boot_s())
         self._inlets[source] = SourceInlet(
             intake=self, source=source, parts={(one.path, one.begin): one for one in done}
         )
@@ -147,7 +150,7 @@ class Intake:
         state = self.sources[source]
         state.cause = cause
         if state.current != current:
-            state.current, state.since = current, self.clock.now()
+            state.current, state.since_s = current, self.clock.since_boot_s()
         if all(state.current for state in self.sources.values()):
             self._currency.set()
         else:
@@ -174,17 +177,25 @@ class Intake:
         return self._unkept_bytes > 0
 
     async def wait_current(self, patience: timedelta) -> None:
-        """Come back once every source is current, or has not been for `patience`, by the clock."""
-        while behind := [state for state in self.sources.values() if not state.current]:
-            left = max(state.since for state in behind) + patience - self.clock.now()
-            if left <= timedelta(0):
-                return
-            await wait_first(self._currency.wait(), self.clock.wait(left.total_seconds()))
+        """Come back once every source is current, or has not been for `patience`, by the time since boot."""
+        while left_s := self.patience_left_s(patience):
+            await wait_first(self._currency.wait(), self.clock.wait(left_s))
+
+    def patience_left_s(self, patience: timedelta) -> float:
+        """How long sources that are behind may have windows wait yet, seconds; 0 where none is behind."""
+        behind = [state.since_s for state in self.sources.values() if not state.current]
+        if not behind:
+            return 0.0
+        return max(0.0, max(behind) + patience.total_seconds() - self.clock.since_boot_s())
 
     def tell_stalled(self, patience: timedelta) -> None:
         """Say once of a source that it has been behind for `patience`, and why; and once that it no longer is."""
         for state in self.sources.values():
-            if not state.current and not state.told and self.clock.now() - state.since >= patience:
+            if (
+                not state.current
+                and not state.told
+                and self.clock.since_boot_s() - state.since_s >= patience.total_seconds()
+            ):
                 state.told = True
                 emit(Event.SOURCE_STALLED, source=state.name, cause=state.cause.value)
             elif state.current and state.told:
@@ -203,6 +214,7 @@ class Intake:
             return
         records = self.spool.replay()
         while (record := await in_thread(next, records, None)) is not None:
+            self.going_on()
             await in_thread(self._replay_one, record)
 
     async def run(self) -> None:
@@ -226,19 +238,19 @@ class Intake:
     async def wait_idle(self) -> None:
         """Come back when nothing waits to be taken in."""
         while self._waiting:
-            await asyncio.shield(self._waiting[-1].taken)
+            await asyncio.wait([self._waiting[-1].taken])  # a refusal is its pusher's to hear
         async with self._windows:
             return
 
-    def forget(self, *, age: timedelta) -> None:
-        """Delete from disk what is sealed, and what has lain there longer than `age`."""
+    def forget(self, *, received_before: datetime) -> None:
+        """Delete from disk what is sealed, and what was last written before a moment, by a clock that is believed."""
         if self.spool is None or not self.trusted:
             return
         reached = [series.closed_until for series in self.series]
         sealed = min((moment for moment in reached if moment is not None), default=None)
         if sealed is None or None in reached:
             sealed = from_us(0)
-        if self.spool.forget(sealed, received_before=self.clock.now() - age):
+        if self.spool.forget(sealed, received_before=received_before):
             self._unkept_bytes = 0
 
     def forget_parts(self, gone: Iterable[tuple[str, Part]]) -> None:

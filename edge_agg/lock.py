@@ -24,11 +24,18 @@ class FolderLock:
 
         Raises:
             JournalFailed: another agent runs on this folder; stop it first.
+            OSError: the disk refused; nobody has the lock.
         """
         self._descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            self._take()
+        except BaseException:
+            os.close(self._descriptor)  # an open one would keep the lock, also from the next try of this process
+            raise
+
+    def _take(self) -> None:
         # `holder` takes the lock for an instant; whoever still has it after several has come to stay.
         if not (self._try() or self._try(after_s=0.05) or self._try(after_s=0.2)):
-            os.close(self._descriptor)
             raise JournalFailed("another agent runs on this folder")
         os.truncate(self._descriptor, 0)
         os.write(self._descriptor, str(os.getpid()).encode())

@@ -1,4 +1,4 @@
-"""Tells systemd how the agent is: ready, alive, stopping; a datagram each, over the socket that it names.
+"""Tells systemd how the agent is: starting, ready, alive, stopping; a datagram each, over the socket that it names.
 
 Place: beside the composition root, which says when; without a supervisor that listens nothing is sent.
 Invariants: no error of it ever stops or delays the agent (the socket never blocks); what is said holds no value and no
@@ -40,6 +40,10 @@ class Notifier:
             address=address if address[:1] in {"/", "@"} and len(address) > 1 else None,
             watchdog_s=int(limit_us) / 1e6 if limited else None,
         )
+
+    def starting(self, extend_s: float) -> None:
+        """The start goes on; the supervisor ends it only if it hears nothing more for `extend_s` seconds."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(extend_s * 1e6)}\nSTATUS=starting: reading raw events back")
 
     def ready(self) -> None:
         """The agent has started: its journal is open, its sources were looked at."""

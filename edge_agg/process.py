@@ -8,6 +8,7 @@ leaves the agent as it was.
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
 from functools import partial
@@ -27,10 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edge_agg.agent import Agent
+    from edge_agg.clock import Clock
     from edge_agg.config import Config
     from edge_agg.contract.plan import Plan
     from edge_agg.wire import Wire
 
+STARTING_S = 180.0
+"""How long a start may take from one sign of its going on to the next, seconds: the unit's TimeoutStartSec."""
+_SIGN_S = 5.0
+"""How often a start gives such a sign, at most, seconds."""
 STATUS_S = 60.0
 """How often the supervisor's status line is written anew, seconds."""
 
@@ -64,7 +70,7 @@ async def live(path: Path, config: Config, plans: Sequence[Plan], *, wire: Wire 
     """
     settle_heap()
     clock, notifier = SystemClock(), Notifier.from_environment()
-    agent = build(config, plans, clock=clock, wire=wire)
+    agent = build(config, plans, clock=clock, wire=wire, going_on=_going_on(notifier, clock))
     stop = asyncio.Event()
     door = partial(control.serve, Path(config.agent.state) / control.SOCKET, control.facts_of(agent, clock))
     agent.attendants = (door, partial(_tell_supervisor, agent, notifier))
@@ -94,6 +100,20 @@ def reload(agent: Agent, path: Path, config: Config, notifier: Notifier) -> None
     else:
         emit(Event.CONFIG_REFUSED, reason=refused)
     notifier.ready()
+
+
+def _going_on(notifier: Notifier, clock: Clock) -> Callable[[], None]:
+    """What a start calls at every step: now and then it tells the supervisor that a long start is no hang."""
+    told_s = -math.inf
+
+    def going_on() -> None:
+        nonlocal told_s
+        now_s = clock.since_boot_s()
+        if now_s - told_s >= _SIGN_S:
+            told_s = now_s
+            notifier.starting(STARTING_S)
+
+    return going_on
 
 
 async def _tell_supervisor(agent: Agent, notifier: Notifier, ended: asyncio.Event) -> None:

@@ -136,7 +136,7 @@ def prospects(
     Args:
         config: the agent's.
         plans: its plans.
-        now: the time, for an agent that has neither journal nor history.
+        now: the time, for a plan that has not run yet, where there is no history.
         extra: a plan that is not configured yet, and the account that would pay for it.
         vetoed: the names of plans that the device's policy forbids: they charge nothing.
 
@@ -165,24 +165,26 @@ def _prospect(
         own = [*(plan for plan in own if plan.name != extra[0].name), extra[0]]
     running = [plan for plan in own if plan.name not in vetoed]
     start, end = span_of(config.history)
-    first = start or (now if journal is None else journal.created)
     measurements = [compile_plan(plan) for plan in running]
     return Prospect(
         account=account,
         budget=budget_for(account, own, journal),
         entries=[] if journal is None else journal.entries(account.name),
         measurements=measurements,
-        demands=[_demand(one, account.name, journal, first) for one in measurements],
+        demands=[_demand(one, account.name, journal, start, now) for one in measurements],
         until=end,
         history=None if start is None or end is None else end - start,
     )
 
 
-def _demand(measurement: Measurement, account: str, journal: Journal | None, first: datetime) -> Demand:
-    """What a plan will charge from its first window that is not closed."""
+def _demand(
+    measurement: Measurement, account: str, journal: Journal | None, history: datetime | None, now: datetime
+) -> Demand:
+    """What a plan will charge from its first window that is not closed; one that never ran begins now."""
     plan = measurement.plan
     hash_ = plan_hash(plan)
-    start = (journal and journal.closed_before(hash_)) or first
+    closed, ran = (None, None) if journal is None else (journal.closed_before(hash_), journal.first_run(hash_))
+    start = closed or history or ran or now
     paid = None
     if journal is not None and plan.period is not None:
         covered = journal.is_covered(account, hash_, window_of(start, plan.every))

@@ -146,7 +146,8 @@ class Series:
     @property
     def held_rows(self) -> int:
         """Rows that are held for the open windows; what this device alone may know."""
-        return sum(bounding.rows for bounding in self._open.values())
+        held = list(self._open.values())  # a thread may open a window while they are added up
+        return sum(bounding.rows for bounding in held)
 
     def has_room(self, more: int) -> bool:
         """Whether each open window surely has room for so many rows more: it holds `MAX_UNITS` units at most."""
@@ -216,7 +217,8 @@ class Series:
             local_counts=self.counts,
         )
         self._drawn = None
-        self._open.pop(start, None)
+        for done in [one for one in self._open if one <= start]:  # or before the first window there is
+            del self._open[done]
         self.counts.clear()
         self.closed_before = release.window_end
         emit(Event.WINDOW_SEALED, plan=release.plan, window=start.isoformat(), status=release.status.value)

@@ -35,14 +35,14 @@ class Timekeeper:
     created: datetime
     """The journal's creation: no time before it can be right."""
     last_seen: datetime | None
-    """The latest time that was believed before this start."""
+    """The latest time that was believed; at first that of an earlier start, or None."""
     max_jump: timedelta
     """How far wall time and time since boot may part between two looks."""
     settle: timedelta
     """How long a clock runs steadily until it is believed again."""
     doubt: Doubt | None = field(default=None, init=False)
     """Why the clock is not believed now."""
-    _boot: datetime | None = field(default=None, init=False)
+    boot: datetime | None = field(default=None, init=False)
     """When this boot was, by the clock that is believed."""
     _steady: tuple[datetime, float] | None = field(default=None, init=False)
     """While in doubt: when this boot was by the clock as it is, and since when."""
@@ -54,14 +54,14 @@ class Timekeeper:
         if self.doubt is not None and self._has_settled(boot, since_boot_s):
             self.doubt = None
         if self.doubt is None:
-            self._boot, self._steady, self.last_seen = boot, None, wall
+            self.boot, self._steady, self.last_seen = boot, None, wall
         return self.doubt
 
     def _judge(self, wall: datetime, boot: datetime) -> Doubt | None:
         if wall < max(self.created, PLAUSIBLE) - self.max_jump:
             return Doubt.UNSET
-        if self._boot is not None:
-            return Doubt.JUMPED if abs(boot - self._boot) > self.max_jump else None
+        if self.boot is not None:
+            return Doubt.JUMPED if abs(boot - self.boot) > self.max_jump else None
         if self.last_seen is not None and wall < self.last_seen - self.max_jump:
             return Doubt.BEHIND
         return None

@@ -102,17 +102,17 @@ class Uplink:
                 await asyncio.wait([renewing])
 
     async def wait_drained(self, patience_s: float) -> bool:
-        """Send until nothing waits, or until nothing was acked for `patience_s` seconds.
+        """Send until nothing waits, or until nothing was acked for `patience_s` seconds, by the time since boot.
 
         Returns:
             Whether everything was acked or parked.
         """
-        self._stop, self._pause_limit_s, last = None, patience_s, self.clock.now()
+        self._stop, self._pause_limit_s, last_s = None, patience_s, self.clock.since_boot_s()
         while self.journal.unacked():
             outcome = await self.send_once()
             if outcome == "progress":
-                last = self.clock.now()
-            elif (self.clock.now() - last).total_seconds() >= patience_s:
+                last_s = self.clock.since_boot_s()
+            elif self.clock.since_boot_s() - last_s >= patience_s:
                 return False
             elif outcome == "idle":
                 self._held.clear()
@@ -123,9 +123,16 @@ class Uplink:
         """Send one batch, oldest first, and settle what its receipts say.
 
         Returns:
-            `progress` where something was settled, `failed` after a call without receipts (its back-off is over by
-            then), `idle` where nothing waits but what is held.
+            `progress` where something was settled, `failed` after a call without receipts, or whose receipts the disk
+            had no room for (its back-off is over by then), `idle` where nothing waits but what is held.
         """
+        try:
+            return await self._send_batch()
+        except JournalFull:  # told, and the disk had no room to say so: the same bytes go again, and are known
+            await self._back_off("JOURNAL_FULL", self._backoff())
+            return "failed"
+
+    async def _send_batch(self) -> Outcome:
         if self.departures is not None:
             await self.departures.wait()
         self._release_held()
@@ -142,11 +149,7 @@ class Uplink:
             return await self._after_failure(mismatch, batch)
         failpoint("receipts_arrived")
         self._limit = None
-        try:
-            settled, retry = self._settle(batch, receipts)
-        except JournalFull:  # acked, and the disk had no room to say so: the same bytes go again, and are known
-            await self._back_off("JOURNAL_FULL", self._backoff())
-            return "failed"
+        settled, retry = self._settle(batch, receipts)
         if retry is None:
             self._failures = 0
             return "progress" if settled else "idle"

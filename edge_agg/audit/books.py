@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SCHEMA_VERSIONS = (2, 3)
+SCHEMA_VERSIONS = (2, 3, 4)
 """Of the journals that this auditor can read: those whose plans, charges and releases stand in these columns."""
 
 
@@ -96,7 +96,7 @@ def open_books(folder: Path) -> Iterator[Books]:
 def _books(db: apsw.Connection) -> Books:
     version = db.execute("PRAGMA user_version").get
     if version not in SCHEMA_VERSIONS:
-        known = " and ".join(map(str, SCHEMA_VERSIONS))
+        known = ", ".join(map(str, SCHEMA_VERSIONS))
         raise JournalFailed(f"the journal has version {version}, this program reads {known}")
     incarnation, agent = next(iter(db.execute("SELECT incarnation, agent FROM journal")))
     plans = db.execute("SELECT plan_hash, name, text FROM plan ORDER BY name, plan_hash")

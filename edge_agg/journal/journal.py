@@ -58,7 +58,7 @@ class Journal:
         self.agent = agent
         """The agent's name."""
         self.created = from_us(created_us)
-        """When this file was created: an agent on live data has no windows before it."""
+        """When this file was created: no time before it can be right."""
         self.is_fresh = False
         """Whether this file was made when it was opened here: no copy of it can be older."""
         self._lock: FolderLock | None = None
@@ -369,16 +369,20 @@ class Journal:
         with self._file.transaction():
             self._file.db.execute("INSERT OR REPLACE INTO clock VALUES (1, ?)", (to_us(now),))
 
-    def note_creation(self, now: datetime) -> None:
-        """Count the journal as created now: the clock had not been set when it was. Nothing may have been released.
+    def first_run(self, plan_hash: PlanHash) -> datetime | None:
+        """When a plan first ran on live data, or None: it has no windows before."""
+        us = self._file.one("SELECT since_us FROM first_run WHERE plan_hash=?", plan_hash)
+        return None if us is None else from_us(us)
+
+    def note_first_run(self, plan_hash: PlanHash, since: datetime) -> None:
+        """Note when a plan first ran; once more where the clock turned out to have been wrong then.
 
         Raises:
             JournalFull: it was not noted.
             JournalFailed: the process ends.
         """
         with self._file.transaction():
-            self._file.db.execute("UPDATE journal SET created_us=?", (to_us(now),))
-        self.created = now
+            self._file.db.execute("INSERT OR REPLACE INTO first_run VALUES (?, ?)", (plan_hash, to_us(since)))
 
     @property
     def bytes_used(self) -> int:

@@ -13,6 +13,7 @@ is; whatever way a file came here, it has the same tables.
 | release | one sealed release (T2); its payload goes once it is acked (T3) |
 | part | one file, or stretch of one, that was read to its end, and how far its rows can reach |
 | clock | one row: the wall time when somebody last looked |
+| first_run | a plan that ran on live data, and since when: it has no windows before |
 | local_count | what the agent knows about its own data; it stays on the device |
 """
 
@@ -33,9 +34,16 @@ from edge_agg.participation import SCHEMA as PARTICIPATION
 if TYPE_CHECKING:
     from datetime import datetime
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _CLOCK = """
 CREATE TABLE clock (one INTEGER PRIMARY KEY CHECK (one = 1), wall_us INTEGER NOT NULL) STRICT;
+"""
+_FIRST_RUN = """
+CREATE TABLE first_run (plan_hash BLOB PRIMARY KEY, since_us INTEGER NOT NULL) STRICT;
+"""
+_RUN_BEFORE = """
+INSERT INTO first_run SELECT plan_hash, created_us FROM journal,
+  (SELECT plan_hash FROM charge UNION SELECT plan_hash FROM release);
 """
 _COVERS = """
 CREATE INDEX charge_covers ON charge (plan_hash, through_us) WHERE through_us IS NOT NULL;
@@ -56,10 +64,11 @@ CREATE TABLE release (
   UNIQUE (plan_hash, window_start_us)) STRICT;
 CREATE INDEX release_waiting ON release (seq) WHERE state = 'sealed';
 CREATE TABLE local_count (name TEXT PRIMARY KEY, n INTEGER NOT NULL) STRICT;
-{PARTS}{_CLOCK}{PARTICIPATION}"""
+{PARTS}{_CLOCK}{_FIRST_RUN}{PARTICIPATION}"""
 _UPGRADES = {
     1: "ALTER TABLE charge ADD COLUMN through_us INTEGER;" + PARTICIPATION,
     2: STRETCHES + _CLOCK + _COVERS,
+    3: _FIRST_RUN + _RUN_BEFORE,
 }
 """What brings a journal from a version to the next."""
 

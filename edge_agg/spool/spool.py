@@ -29,7 +29,7 @@ from edge_agg.errors import SpoolFailed, SpoolFull
 from edge_agg.spool.record import TAG_BYTES, Found, Record, encode, scan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -80,20 +80,29 @@ class Spool:
         self._lock = Lock()
 
     @classmethod
-    def open(cls, folder: Path, *, quota_bytes: int) -> Self:
+    def open(cls, folder: Path, *, quota_bytes: int, going_on: Callable[[], None] = lambda: None) -> Self:
         """Open the spool in a folder, or create it. The journal's lock on the folder above keeps others out.
 
+        Args:
+            folder: where its segments are.
+            quota_bytes: what it may hold.
+            going_on: called before each segment is read through.
+
         Raises:
+            SpoolFull: the disk has no room, or is read-only; try again later.
             SpoolFailed: the disk refused.
         """
         spool = cls(folder, quota_bytes=quota_bytes)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in folder.glob("*.segment"):
+                going_on()
                 spool._recover(path)
             _sync(folder)
             _sync(folder.parent)
         except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise SpoolFull("the spool's disk has no room, or is read-only") from None
             spool._fail("opened", error)
         return spool
 

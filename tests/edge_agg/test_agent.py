@@ -16,7 +16,7 @@ from edge_agg.agent import FUTURE, POLL_S, Agent
 from edge_agg.assembly import build
 from edge_agg.config import load
 from edge_agg.contract.release import Status
-from edge_agg.errors import ConfigInvalid, JournalFailed, SourceUnreadable
+from edge_agg.errors import ClockDoubted, ConfigInvalid, Fenced, JournalFailed, SourceUnreadable
 from edge_agg.ingest.file import FileSource
 from edge_agg.journal import Journal
 from edge_agg.privacy import noise
@@ -244,10 +244,11 @@ def test_rows_from_the_future_open_no_windows_ahead(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_boots_in_1970_releases_nothing(tmp_path: Path) -> None:
-    """Guarantee (A9): before the clock is right there is nothing to release, and nothing is removed."""
+    """Guarantee (A9): before the clock is right nothing is released or removed, and a drain does not say it is done."""
     write_events(tmp_path / "events" / "a.parquet", [Row()])
     config, wire = write_config(tmp_path, history=None), FakeCollector()
-    assert drain(config, wire, FakeClock(datetime(1970, 1, 1, tzinfo=UTC)))
+    with pytest.raises(ClockDoubted, match="unset"):
+        drain(config, wire, FakeClock(datetime(1970, 1, 1, tzinfo=UTC)))
     assert wire.releases == []
     assert drain(config, wire)
     assert wire.windows == [MONDAY]
@@ -273,6 +274,60 @@ class Live:
         """Stop."""
         self.stop.set()
         await asyncio.wait_for(self.task, 10)
+
+
+def test_a_drain_whose_clock_went_back_says_so_and_sends_what_was_sealed(tmp_path: Path) -> None:
+    """Guarantee (A9): nothing new is drawn, what waits goes up, and whoever started it hears of it.
+
+    Mutant: a clock that is not believed counts as nothing to do.
+    """
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path, history=None), FakeCollector()
+    wire.faults.extend([DROP_REQUEST] * 1000)
+    for day in (0, 2):
+        assert not drain(config, wire, FakeClock(LATER + day * DAY, jumps=True))
+    wire.faults.clear()
+    write_events(tmp_path / "events" / "b.parquet", [Row(t=MONDAY + WEEK)])
+    with pytest.raises(ClockDoubted, match="behind"):
+        drain(config, wire, FakeClock(LATER + DAY))
+    assert wire.windows == [MONDAY]
+    assert drain(config, wire, FakeClock(LATER + 3 * DAY))
+    assert wire.windows == [MONDAY, MONDAY + WEEK]
+
+
+def _judges_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Agent._may_draw
+    judged: set[datetime] = set()
+
+    def may_draw(self: Agent, series: Series, start: datetime) -> bool:
+        again = start in judged
+        judged.add(start)
+        return again or honest(self, series, start)
+
+    monkeypatch.setattr(Agent, "_may_draw", may_draw)
+
+
+@pytest.mark.parametrize("mutant", [None, _judges_once])
+def test_a_fence_between_two_windows_stops_the_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee (B6): once a receipt says so, no further window is charged or drawn; and the drain says why.
+
+    Mutant: whether windows may be drawn is judged once for all that are due.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, wire = write_config(tmp_path, history=("2013-01-07", "2013-12-30")), FakeCollector()
+    wire.refuse[1] = "fenced"
+
+    async def work(agent: Agent) -> int:
+        with pytest.raises(Fenced):
+            await agent.drain(5.0)
+        return len(agent.journal.entries("people"))
+
+    charged = with_agent(config, work, wire=wire)
+    assert (0 < charged < 10) is (mutant is None)
 
 
 def live(config: Path, wire: FakeCollector, clock: FakeClock, work: Callable[[Live], Awaitable[None]]) -> None:
@@ -323,6 +378,35 @@ def test_a_live_agent_has_no_windows_before_it_was_created(tmp_path: Path) -> No
     clock.time += DAY
     live(daily(tmp_path), wire, clock, work=_nothing)
     assert wire.windows == [MONDAY, MONDAY + DAY]
+
+
+def _begins_with_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Journal, "first_run", lambda self, _: self.created)
+
+
+@pytest.mark.parametrize("mutant", [None, _begins_with_the_journal])
+def test_a_plan_that_is_added_later_begins_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee: on an old journal a new plan, or a new version, charges and releases no window from before it ran.
+
+    From then on it has all of them, also those that a later restart finds due. Mutant: it begins with the journal.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+    one, two = (small_plan_text(name=name, every="1d", lateness="1h", epsilon=0.1) for name in ("one", "two"))
+    wire, clock = FakeCollector(), FakeClock(MONDAY + HOUR)
+    write_events(tmp_path / "events" / "a.parquet", [Row(t=MONDAY)])
+
+    async def days(running: Live) -> None:
+        await running.pass_time(2 * DAY)
+
+    for plans in ((one,), (one, two), (one, two)):
+        live(write_config(tmp_path, *plans, history=None), wire, clock, days)
+        clock.time += 10 * DAY
+    found = {name: [r.window_start for r in wire.releases if r.plan == name] for name in ("one", "two")}
+    assert found["one"] == [MONDAY + i * DAY for i in range(26)]
+    assert (found["two"] == [MONDAY + i * DAY for i in range(12, 26)]) is (mutant is None)
 
 
 async def _nothing(_: Live) -> None:

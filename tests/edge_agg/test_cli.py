@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
 from click.testing import CliRunner
 
 from edge_agg import telemetry
-from edge_agg.__main__ import cli
+from edge_agg.__main__ import EXIT_FULL, EXIT_JOURNAL, cli
 from edge_agg.contract.v1 import collector_pb2 as pb
 from edge_agg.journal import Journal
 from tests.fakes import COUNT, MEAN, MONDAY, WEEK, FakeCollector, Row, small_plan_text, write_config, write_events
@@ -122,10 +124,65 @@ def test_a_locked_journal_exits_5(tmp_path: Path) -> None:
     assert (done.exit_code, done.stderr) == (5, "edge-agg: another agent runs on this folder\n")
 
 
+DISKS: dict[str, tuple[str, Exception]] = {
+    "journal, full": ("edge_agg.journal.journal.File.to_write", apsw.FullError()),
+    "journal, read-only": ("edge_agg.journal.journal.File.to_write", apsw.ReadOnlyError()),
+    "folder, read-only": ("edge_agg.journal.journal.FolderLock", OSError(errno.EROFS, "")),
+    "spool, full": ("edge_agg.spool.spool._sync", OSError(errno.ENOSPC, "")),
+    "journal, broken": ("edge_agg.journal.journal.File.to_write", apsw.CorruptError()),
+    "spool, broken": ("edge_agg.spool.spool._sync", OSError(errno.EIO, "")),
+}
+
+
+@pytest.mark.parametrize("where", DISKS)
+def test_a_disk_without_room_exits_10_and_a_broken_one_5(
+    tmp_path: Path, collector: FakeCollector, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Guarantee (A10): a supervisor starts the agent again until there is room; then it does what it would have done.
+
+    Mutant: a disk without room counts as a broken one, after which the agent is not started again.
+    """
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config, (place, error) = write_config(tmp_path), DISKS[where]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    opened, honest = [], Journal.open
+
+    def tracked(*args: Any, **more: Any) -> Journal:
+        opened.append(honest(*args, **more))
+        return opened[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, refuse)
+        patch.setattr(Journal, "open", tracked)
+        done = drain(config)
+    for journal in opened:  # as the end of a process does
+        journal.close()
+    assert (done.exit_code, "no room" in done.stderr) == (
+        EXIT_JOURNAL if "broken" in where else EXIT_FULL,
+        "broken" not in where,
+    )
+    assert drain(config).exit_code == 0
+    assert collector.windows == [MONDAY + i * WEEK for i in range(4)]
+
+
 def test_status_without_a_journal_exits_5(tmp_path: Path) -> None:
     """Nothing has run here yet; looking does not create it."""
     assert edge_agg("status", write_config(tmp_path)).exit_code == 5
     assert not (tmp_path / "state").exists()
+
+
+def test_a_clock_that_is_not_believed_exits_6(tmp_path: Path, collector: FakeCollector) -> None:
+    """Guarantee (A9): a drain that could do nothing does not pass for done. Mutant: it exits 0."""
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    journal = Journal.open(tmp_path / "state", "node", now=datetime(2190, 1, 1, tzinfo=UTC))
+    journal.close()
+    done = drain(write_config(tmp_path))
+    assert (done.exit_code, done.stderr.count("\n")) == (6, 1)
+    assert "the clock is not believed (unset): nothing was read" in done.stderr
+    assert collector.windows == []
 
 
 def test_a_collector_that_is_down_exits_6(tmp_path: Path) -> None:
@@ -340,7 +397,7 @@ HEAVY = [
 ]
 HELP = """
 import contextlib, io, sys
-from edge_agg.__main__ import cli
+from edge_agg.__main__ import EXIT_FULL, EXIT_JOURNAL, cli
 groups = [(), *((name,) for name in cli.commands), *(("ledger", name) for name in cli.commands["ledger"].commands)]
 for words in [[*group, "--help"] for group in groups]:
     out = io.StringIO()
@@ -387,5 +444,5 @@ def test_a_fenced_agent_exits_6_and_says_why(tmp_path: Path, collector: FakeColl
     collector.standings.append(pb.SayHeadResponse(standing=pb.STANDING_FENCED))
     done = drain(write_config(tmp_path))
     assert done.exit_code == 6
-    assert "the collector has fenced this agent: nothing was drawn" in done.stderr
+    assert "the collector has fenced this agent: no more is drawn" in done.stderr
     assert collector.windows == []

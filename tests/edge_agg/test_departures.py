@@ -21,17 +21,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from edge_agg.contract.head import Head
     from edge_agg.wire import Waiting
 
 EVERY_S = 2.0
 
 
 class Timed(FakeCollector):
-    """A collector that notes when batches arrive."""
+    """A collector that notes when heads and batches arrive."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__()
-        self.clock, self.left_s = clock, [float(0)]
+        self.clock, self.left_s = clock, list[float]()
+
+    async def say_head(self, head: Head) -> Any:
+        """Hear a head, and note the time since boot."""
+        self.left_s.append(self.clock.since_boot_s())
+        return await super().say_head(head)
 
     async def push(self, batch: Sequence[Waiting]) -> Any:
         """Take a batch, and note the time since boot."""
@@ -40,7 +46,10 @@ class Timed(FakeCollector):
 
 
 def leaving(home: Path, monkeypatch: pytest.MonkeyPatch, draw_s: Sequence[float], *, begun_s: float = 0.3) -> Any:
-    """When batches leave in a drain of four windows whose draws take so long, in turn; and the local counts."""
+    """When batches leave in a drain of four windows whose draws take so long, in turn; and the local counts.
+
+    The head leaves when the drain begins, before any window closes.
+    """
     home.mkdir()
     write_events(home / "events" / "a.parquet", [Row()])
     config = write_config(home)
@@ -66,7 +75,9 @@ def leaving(home: Path, monkeypatch: pytest.MonkeyPatch, draw_s: Sequence[float]
         return counts
 
     counts = asyncio.run(go())
-    return wire.left_s[1:], counts.get("departures late", 0)
+    head_s, *left_s = wire.left_s
+    assert head_s == begun_s
+    return left_s, counts.get("departures late", 0)
 
 
 DURATIONS = ([0.0] * 4, [0.5, 0.5, 0.5, 0.4], [0.0, 1.9, 0.0, 0.0], [1.999, 0.0, 0.0, 0.0])
@@ -108,3 +119,33 @@ def test_there_is_a_whole_period_for_the_draws_whenever_closing_begins(
 ) -> None:
     """Guarantee: also right before a multiple."""
     assert leaving(tmp_path / "late", monkeypatch, [EVERY_S], begun_s=begun_s) == ([2 * EVERY_S], 0)
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_no_head_leaves_while_windows_close(tmp_path: Path, mutant: bool) -> None:  # noqa: FBT001 - a case
+    """Guarantee: a head waits for the schedule as releases do, and says the journal as it is then.
+
+    Its moment would tell how long the draws took, and its place how far they are. Mutant: it knows no schedule.
+    """
+    write_events(tmp_path / "events" / "a.parquet", [Row()])
+    config = write_config(tmp_path)
+    config.write_text(config.read_text().replace('leave_every = "0s"', f'leave_every = "{EVERY_S:.0f}s"'))
+    clock = FakeClock(MONDAY + 52 * WEEK)
+    wire, (loaded, plans) = Timed(clock), load(config)
+
+    async def go() -> None:
+        agent = build(loaded, plans, clock=clock, wire=wire)
+        if mutant:
+            agent.herald.departures = None
+        agent.departures.begin(clock.since_boot_s())
+        saying = asyncio.create_task(agent.herald.wait_heard(5.0))
+        await clock.advance(timedelta(seconds=1))
+        agent.series[0].close(MONDAY)
+        agent.departures.end()
+        while not saying.done():
+            await clock.advance(timedelta(seconds=1))
+        await agent.close()
+
+    asyncio.run(go())
+    found = wire.left_s, [head.seq for head in wire.heads]
+    assert (found == ([2 * EVERY_S], [1])) is not mutant

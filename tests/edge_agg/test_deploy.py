@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agg.__main__ import EXIT_CONFIG, EXIT_JOURNAL, cli
+from edge_agg.__main__ import EXIT_CONFIG, EXIT_FULL, EXIT_JOURNAL, cli
 from edge_agg.config import AgentTable, bytes_of
 from edge_agg.config.tables import MemoryTable
 
@@ -87,6 +87,7 @@ def test_the_unit_says_what_the_agent_does() -> None:
         ("CapabilityBoundingSet=\n", "CapabilityBoundingSet=CAP_NET_ADMIN\n"),
         ("StartLimitIntervalSec=0", "StartLimitIntervalSec=10"),
         ("RestartPreventExitStatus=3 5", "RestartPreventExitStatus=3"),
+        ("RestartPreventExitStatus=3 5", f"RestartPreventExitStatus=3 5 {EXIT_FULL}"),
         ("TimeoutStopSec=30", "TimeoutStopSec=10"),
         ("MemoryMax=1280M", "MemoryMax=1024M"),
         ("StateDirectoryMode=0700", "StateDirectoryMode=0750"),

@@ -12,6 +12,7 @@ import pytest
 
 from edge_agg.contract.release import Charge
 from edge_agg.contract.v1 import collector_pb2 as pb
+from edge_agg.errors import JournalFailed
 from edge_agg.herald import AGAIN_S, Herald, Standing
 from tests.fakes import MONDAY, FakeClock, FakeCollector, settle, unavailable
 
@@ -177,6 +178,34 @@ def test_a_live_agent_says_it_until_it_is_heard_and_then_no_more() -> None:
         assert len(wire.heads) == n == 3
 
     living(work, unavailable(), unavailable())
+
+
+async def _reads_no_results(*waits: Any) -> None:
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("mutant", [None, _reads_no_results])
+def test_a_journal_that_fails_ends_the_herald(monkeypatch: pytest.MonkeyPatch, mutant: Any) -> None:
+    """Guarantee (A2): what the journal raised goes on to the agent, which ends. Mutant: a wait drops it."""
+    if mutant is not None:
+        monkeypatch.setattr("edge_agg.herald.wait_first", mutant)
+
+    class Broken(Books):
+        def cumulative(self, account: str) -> Charge:
+            raise JournalFailed
+
+    async def go() -> bool:
+        running = asyncio.create_task(herald_of(Broken(), FakeCollector(), FakeClock()).run(asyncio.Event()))
+        await settle()
+        ended = running.done() and isinstance(running.exception(), JournalFailed)
+        running.cancel()
+        return ended
+
+    assert asyncio.run(go()) is (mutant is None)
 
 
 def test_a_fence_is_asked_about_until_it_is_lifted() -> None:

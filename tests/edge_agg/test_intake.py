@@ -361,6 +361,28 @@ def test_a_full_spool_refuses_what_is_pushed_and_takes_what_can_be_read_again(
     asyncio.run(work())
 
 
+def test_a_refused_frame_is_its_pushers_alone_to_hear_of(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: who waits until all was taken in, as a stop does, is not told. Mutant: the wait raises it too."""
+
+    def full(self: Spool, records: Any) -> None:
+        raise SpoolFull
+
+    async def work() -> None:
+        async with bench.working() as intake:
+            monkeypatch.setattr(Spool, "append", full)
+            monkeypatch.setattr("edge_agg.intake.GROUP_BYTES", 1)
+            async with intake.windows_at_rest():
+                pushed = [asyncio.create_task(intake.take("http", bench.frame(*rows(3)))) for _ in range(2)]
+                await settle()
+                idle = asyncio.create_task(intake.wait_idle())
+                await settle()
+            await idle
+            heard = await asyncio.gather(*pushed, return_exceptions=True)
+            assert [type(one) for one in heard] == [InletFull, InletFull]
+
+    asyncio.run(work())
+
+
 def test_a_failed_spool_ends_the_intake(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guarantee (A2): after a sync that failed nothing is called safe any more."""
 
@@ -392,13 +414,13 @@ def test_raw_events_leave_the_disk_with_their_window(bench: Bench) -> None:
             assert spool is not None
             for day in range(7):
                 daily.close(MONDAY + day * DAY)
-                intake.forget(age=timedelta(days=35))
+                intake.forget(received_before=bench.clock.now() - 35 * DAY)
                 assert spool.size_bytes > 0
             weekly.close(MONDAY)
-            intake.forget(age=timedelta(days=35))
+            intake.forget(received_before=bench.clock.now() - 35 * DAY)
             if spool.size_bytes:  # the daily plan's watermark is an hour behind the weekly one's
                 daily.close(MONDAY + 7 * DAY)
-                intake.forget(age=timedelta(days=35))
+                intake.forget(received_before=bench.clock.now() - 35 * DAY)
             assert spool.size_bytes == 0
             assert not list((bench.home / "spool").glob("*.spool*"))
 
@@ -464,7 +486,7 @@ def test_a_doubted_clock_takes_nothing_and_deletes_nothing(bench: Bench) -> None
             assert intake.spool is not None
             before = intake.spool.size_bytes
             bench.clock.time += 4000 * DAY
-            intake.forget(age=DAY)
+            intake.forget(received_before=bench.clock.now() - DAY)
             assert intake.spool.size_bytes == before > 0
 
     asyncio.run(work())
@@ -486,6 +508,28 @@ def test_windows_wait_for_sources_that_are_behind_but_not_for_ever(bench: Bench)
             waiting = asyncio.create_task(intake.wait_current(HOUR))
             await bench.clock.advance(HOUR - timedelta(seconds=1))
             assert not waiting.done()
+            await bench.clock.advance(timedelta(seconds=1))
+            await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY])
+def test_patience_is_measured_by_the_time_since_boot(bench: Bench, jump: timedelta) -> None:
+    """Guarantee (A9): a clock that is set anew neither ends the wait for a source that is behind nor lengthens it.
+
+    Mutant: patience is measured by the wall clock.
+    """
+
+    async def work() -> None:
+        async with bench.working() as intake:
+            intake.inlet("one", ())
+            waiting = asyncio.create_task(intake.wait_current(HOUR))
+            await settle()
+            bench.clock.time += jump
+            await bench.clock.advance(HOUR - timedelta(seconds=1))
+            assert not waiting.done()
+            assert intake.patience_left_s(HOUR) == 1.0
             await bench.clock.advance(timedelta(seconds=1))
             await asyncio.wait_for(waiting, 1)
 

@@ -225,13 +225,13 @@ def test_the_time_that_was_noted_last_outlives_the_process(journal: Journal, fol
     again.close()
 
 
-def test_the_creation_can_be_said_anew(journal: Journal, folder: Path) -> None:
-    """Guarantee: a device that booted in 1970 has its first window where its clock was first set, also later."""
-    assert journal.created == MONDAY
-    journal.note_creation(MONDAY + WEEK)
-    assert journal.created == MONDAY + WEEK
+def test_when_a_plan_first_ran_outlives_the_process(journal: Journal, folder: Path) -> None:
+    """Guarantee: each plan for itself; said anew where the clock had been wrong; the journal's own age stays."""
+    assert journal.first_run(PLAN) is None
+    journal.note_first_run(PLAN, MONDAY + DAY)
+    journal.note_first_run(PLAN, MONDAY + WEEK)
     again = reopened(journal, folder)
-    assert again.created == MONDAY + WEEK
+    assert (again.first_run(PLAN), again.first_run(OTHER), again.created) == (MONDAY + WEEK, None, MONDAY)
     again.close()
 
 
@@ -491,7 +491,28 @@ def test_a_journal_of_the_version_before_keeps_its_periods_and_its_parts(folder:
     opened.close()
 
 
-@pytest.mark.parametrize("write", [version_1, version_2])
+def version_3(folder: Path) -> Sealed:
+    """Write a journal of version 3: that of version 2, with the time and parts of files."""
+    sealed = version_2(folder)
+    db = apsw.Connection(str(folder / "journal.sqlite"))
+    with db:
+        db.execute(schema._UPGRADES[2])
+        db.execute("INSERT INTO clock VALUES (1, ?)", (to_us(MONDAY + DAY),))
+        db.execute("PRAGMA user_version=3")
+    db.close()
+    return sealed
+
+
+def test_plans_of_an_older_journal_began_with_it_and_new_ones_did_not(folder: Path) -> None:
+    """Guarantee: an upgrade moves no plan's first window; a plan that the journal never charged has none yet."""
+    version_3(folder)
+    opened = Journal.open(folder, "node", now=MONDAY + 4 * WEEK)
+    assert [opened.first_run(plan) for plan in (PLAN, OTHER, PlanHash(b"n" * 32))] == [MONDAY, MONDAY, None]
+    assert opened.last_seen == MONDAY + DAY
+    opened.close()
+
+
+@pytest.mark.parametrize("write", [version_1, version_2, version_3])
 def test_an_older_journal_can_be_looked_at_before_it_is_upgraded(folder: Path, write: Callable[[Path], Sealed]) -> None:
     """Guarantee: what a person asks after an upgrade is answered, and the file stays as it was until the agent runs."""
     sealed = write(folder)
@@ -504,7 +525,7 @@ def test_an_older_journal_can_be_looked_at_before_it_is_upgraded(folder: Path, w
     assert (folder / "journal.sqlite").read_bytes() == before
 
 
-@pytest.mark.parametrize("write", [version_1, version_2])
+@pytest.mark.parametrize("write", [version_1, version_2, version_3])
 def test_an_upgraded_journal_has_the_schema_of_a_new_one(
     tmp_path: Path, folder: Path, write: Callable[[Path], Sealed]
 ) -> None:

@@ -6,12 +6,13 @@ allowed) by a small tmpfs. Not shown here: that the agent takes no input meanwhi
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
@@ -311,3 +312,41 @@ def test_a_disk_that_is_read_only_is_waited_for(small: Path, tmp_path: Path) -> 
     journal = Journal.open(small / "state", "node", now=MONDAY)
     assert contents(journal) == found
     journal.close()
+
+
+class LeavesOpen:
+    """Stands in for `os` in the lock: it closes nothing."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is as it was."""
+        return self.left.append if name == "close" else getattr(os, name)
+
+
+@pytest.mark.parametrize("mutant", [None, LeavesOpen()])
+def test_a_full_disk_at_the_lock_does_not_lock_the_agent_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: LeavesOpen | None
+) -> None:
+    """Guarantee (A10): where there is no room for the process id the ballast is given up, and the lock is free then.
+
+    Mutant: what was opened for the lock stays open.
+    """
+    Journal.open(tmp_path, "node", now=MONDAY).close()
+    honest = os.write
+
+    def write(descriptor: int, text: bytes) -> int:
+        if (tmp_path / "ballast").exists():
+            raise OSError(errno.ENOSPC, "")
+        return honest(descriptor, text)
+
+    monkeypatch.setattr(os, "write", write)
+    if mutant is None:
+        Journal.open(tmp_path, "node", now=MONDAY).close()
+        return
+    monkeypatch.setattr("edge_agg.lock.os", mutant)
+    with pytest.raises(JournalFailed, match="another agent"):
+        Journal.open(tmp_path, "node", now=MONDAY)
+    for descriptor in mutant.left:
+        os.close(descriptor)

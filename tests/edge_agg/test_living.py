@@ -14,10 +14,12 @@ from edge_agg import control, failpoint, process, telemetry
 from edge_agg.agent import POLL_S, Agent
 from edge_agg.assembly import build
 from edge_agg.ceilings import Ceilings
+from edge_agg.clock import wait_first
 from edge_agg.config import load
 from edge_agg.contract.release import Status
 from edge_agg.errors import JournalFull
 from edge_agg.ingest.source import Cause, Frame, InletFull
+from edge_agg.journal import Journal
 from edge_agg.notify import Notifier
 from edge_agg.privacy import noise
 from edge_agg.telemetry import Event
@@ -307,6 +309,7 @@ def _never_doubts(monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_agg.timekeeper import Timekeeper
 
     monkeypatch.setattr(Timekeeper, "_judge", lambda self, wall, boot: None)
+    monkeypatch.setattr(Agent, "_was_wrong", lambda *_: False)  # else the first window moves with the clock
 
 
 @pytest.mark.parametrize("mutant", [None, _never_doubts])
@@ -333,6 +336,49 @@ def test_a_clock_that_jumps_closes_nothing_and_takes_nothing(
     assert (box.seen[0] == [6, 0, 0]) is (mutant is None)
 
 
+def _looks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(self: Agent, stop: asyncio.Event) -> bool:
+        await wait_first(self.intake.wait_current(self.tuning.hold), stop.wait())
+        return not stop.is_set()
+
+    monkeypatch.setattr(Agent, "_wait_current", wait)
+    monkeypatch.setattr(Agent, "_now", property(lambda self: self.clock.now()))
+
+
+@pytest.mark.parametrize("mutant", [None, _looks_once])
+@pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY])
+def test_a_clock_that_jumps_while_a_source_is_behind_is_noticed(
+    box: Box, monkeypatch: pytest.MonkeyPatch, jump: timedelta, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee (A9): windows that wait for a source close by a clock that was looked at after the wait.
+
+    Mutant: the clock is looked at before the wait alone, and read again after it.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        assert source.inlet is not None
+        await source.push(*people(5))
+        source.inlet.is_current(False)
+        await box.pass_time()
+        box.clock.time += jump
+        await box.pass_time(MINUTE)
+        doubted = box.events(Event.CLOCK_DOUBTED)
+        source.inlet.is_current(True)
+        await box.pass_time()
+        assert (doubted == [Event.CLOCK_DOUBTED] and box.wire.windows == []) is (mutant is None)
+        if mutant is None:
+            box.clock.time -= jump
+            await box.pass_time()
+            await source.push(Row(u="late riser", t=MONDAY))
+            await box.pass_time(DAY)
+            assert box.wire.windows == [MONDAY]
+
+    box.live(work)
+    assert (box.seen == [[6, 0, 0]]) is (mutant is None)
+
+
 def test_a_box_that_boots_in_1970_begins_when_its_clock_is_set(box: Box) -> None:
     """Guarantee (A9): no windows of the years between, nothing removed; the first one is the one it is in."""
     box.clock.time = MONDAY.replace(year=1970)
@@ -350,6 +396,69 @@ def test_a_box_that_boots_in_1970_begins_when_its_clock_is_set(box: Box) -> None
 
     box.live(work)
     assert box.seen == [[3, 0, 0]]
+
+
+def _stays_where_it_was_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Agent, "_was_wrong", lambda *_: False)
+
+
+@pytest.mark.parametrize("mutant", [None, _stays_where_it_was_noted])
+def test_a_first_start_by_an_old_clock_brings_no_windows_of_the_time_between(
+    box: Box, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee (A9): a clock that shows last autumn until NTP sets it charges nothing for the winter.
+
+    Mutant: what was noted by the old clock stays.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+    box.clock.time = MONDAY - 100 * DAY
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        await source.push(Row(t=box.clock.time))
+        await box.pass_time(MINUTE)
+        box.clock.time = MONDAY + HOUR
+        await box.pass_time()
+        await box.pass_time(HOUR + MINUTE)
+        await source.push(*people(3))
+        await box.pass_time(DAY)
+        assert agent.series[0].open_windows == []
+
+    async def again(agent: Agent, source: Pushed) -> None:
+        await box.pass_time(DAY)
+
+    box.live(work)
+    box.live(again)
+    assert (box.wire.windows == [MONDAY, MONDAY + DAY]) is (mutant is None)
+    assert ([row for row in box.seen if any(row)] == [[3, 0, 0]]) is (mutant is None)
+
+
+def test_a_first_run_that_the_disk_has_no_room_to_note_is_noted_later(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee (A10): a full disk at the first start ends nothing; nothing is taken in until there is room.
+
+    Mutant: the agent ends with the error.
+    """
+
+    def full(*_: object) -> None:
+        raise JournalFull
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        with pytest.raises(InletFull):
+            await source.push(Row(t=MONDAY))
+        await box.pass_time(2 * DAY)
+        assert box.wire.windows == []
+        patch.undo()
+        await box.pass_time()
+        await source.push(*people(2, day=2))
+        await box.pass_time(DAY)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "note_first_run", full)
+        box.live(work)
+    assert box.wire.windows == [MONDAY + i * DAY for i in range(3)]
+    assert box.events(Event.DISK_FULL, Event.DISK_RECOVERED) == [Event.DISK_FULL, Event.DISK_RECOVERED]
 
 
 def test_windows_wait_for_a_source_that_is_behind_and_not_for_ever(box: Box) -> None:
@@ -382,6 +491,42 @@ def test_a_stop_sends_what_is_sealed(box: Box) -> None:
     box.live(work)
     assert box.wire.windows == [MONDAY]
     assert box.seen == [[5, 0, 0]]
+
+
+def _each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Agent, "_stop_left_s", lambda self: self.tuning.stop_s)
+
+
+@pytest.mark.parametrize("mutant", [None, _each_for_itself])
+def test_a_stop_takes_no_longer_than_it_may(
+    box: Box, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], None] | None
+) -> None:
+    """Guarantee: what is still under way, what waits to be taken in and what is sealed share `stop_s`.
+
+    Mutant: each of the three may take as long.
+    """
+    if mutant is not None:
+        mutant(monkeypatch)
+    asked: list[float] = []
+    honest = Agent._stop_left_s
+
+    def noted(self: Agent) -> float:
+        asked.append(honest(self))
+        return asked[-1]
+
+    deliver = Pushed.deliver
+
+    async def lingering(self: Pushed, *args: Any, **more: Any) -> None:
+        await deliver(self, *args, **more)
+        await asyncio.Event().wait()
+
+    async def work(agent: Agent, source: Pushed) -> None:
+        agent.tuning.stop_s = 0.02
+
+    monkeypatch.setattr(Agent, "_stop_left_s", noted)
+    monkeypatch.setattr(Pushed, "deliver", lingering)
+    box.live(work)
+    assert (asked == pytest.approx([0.02, 0.0, 0.0], abs=1e-3)) is (mutant is None)
 
 
 def test_weeks_offline_are_caught_up_in_batches_oldest_first(box: Box) -> None:

@@ -29,6 +29,8 @@ def test_each_word_is_one_datagram(ear: tuple[str, socket.socket]) -> None:
     """Guarantee: the words of sd_notify(3), each as systemd reads it; a line break in a status adds no second word."""
     address, listening = ear
     notifier = Notifier(address=address)
+    notifier.starting(180.0)
+    assert listening.recv(4096).decode().splitlines()[0] == "EXTEND_TIMEOUT_USEC=180000000"
     notifier.ready()
     notifier.alive()
     notifier.status("3 windows\nREADY=1\n" + "x" * 500)

@@ -193,6 +193,19 @@ def test_a_period_that_is_paid_is_not_counted_again(tmp_path: Path) -> None:
     assert next(paid.entries()).window_start == first.through + WEEK
 
 
+def test_a_plan_that_is_new_to_an_old_journal_begins_now(tmp_path: Path) -> None:
+    """Guarantee: `--what-if` counts the windows that the plan will have. Mutant: those since the journal was made."""
+    weekly, daily = small_plan_text(epsilon=1.0), small_plan_text(epsilon=0.1, name="fast", every="1d")
+    config, now = write_config(tmp_path, weekly, history=None), MONDAY + 20 * WEEK
+    Journal.open(tmp_path / "state", "node", now=MONDAY).close()
+    asked = one(config, extra=(parse_plan(daily), "people"), now=now)
+    assert [demand.start for demand in asked.demands] == [now, now]
+    journal = Journal.open(tmp_path / "state", "node", now=MONDAY)
+    journal.note_first_run(plan_hash(parse_plan(weekly)), MONDAY + WEEK)
+    journal.close()
+    assert [demand.start for demand in one(config, now=now).demands] == [MONDAY + WEEK]
+
+
 def test_an_account_that_nobody_charges(tmp_path: Path) -> None:
     """It lasts."""
     config = write_config(tmp_path, small_plan_text())

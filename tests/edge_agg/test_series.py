@@ -241,6 +241,21 @@ def test_a_crash_before_the_charge_costs_nothing(journal: Journal) -> None:
     assert journal.cumulative("people") == compile_plan(plan).charge
 
 
+def test_rows_are_counted_while_a_thread_opens_windows(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guarantee: who asks a running agent how it is gets an answer. Mutant: the windows are walked as they change."""
+    series = series_of(journal, small_plan())
+    series.add(batch_of([Row(t=MONDAY), Row(t=MONDAY + WEEK)], small_plan()))
+    honest = vars(Bounding)["rows"].fget
+
+    def rows(self: Bounding) -> int:
+        start = MONDAY + len(series._open) * WEEK
+        series._open[start] = series.measurement.bounding(window_salt(journal.secret, series.hash, start))
+        return int(honest(self))
+
+    monkeypatch.setattr(Bounding, "rows", property(rows))
+    assert series.held_rows == 2
+
+
 def test_what_was_sealed_is_never_closed_again(journal: Journal) -> None:
     """Guarantee: a restart after the seal goes on with the next window."""
     plan = small_plan()

@@ -16,7 +16,7 @@ from edge_agg.contract import codec
 from edge_agg.contract.plan import PlanHash
 from edge_agg.contract.refusal import RULES, Refusal
 from edge_agg.contract.release import Charge, Mechanism, Release, Status, VectorSpec
-from edge_agg.errors import JournalFailed
+from edge_agg.errors import JournalFailed, JournalFull
 from edge_agg.telemetry import Event
 from edge_agg.uplink import HOLD_S, Uplink
 from edge_agg.wire import CallFailed
@@ -237,6 +237,43 @@ def test_a_message_that_is_too_large_goes_in_halves_then_is_parked(bench: Bench)
     assert [(p.seq, p.refusal) for p in bench.journal.parked()] == [(2, Refusal.TOO_LARGE)]
     assert bench.stored == [1, 3, 4, 5, 6]
     assert bench.clock.waits == []
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=1), timedelta(days=-1)])
+def test_patience_is_measured_by_the_time_since_boot(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, jump: timedelta
+) -> None:
+    """Guarantee: a clock that is set anew ends no drain early and lengthens none. Mutant: the wall clock measures."""
+    seal(bench.journal, 1)
+    bench.collector.faults.extend([unavailable()] * 100)
+    honest = bench.collector.push
+
+    async def push(batch: Any) -> Any:
+        if len(bench.collector.batches) == 1:
+            bench.clock.time += jump
+        return await honest(batch)
+
+    monkeypatch.setattr(FakeCollector, "push", lambda _, batch: push(batch))
+    assert not bench.drain(30.0)
+    assert 30.0 <= bench.clock.since_boot_s() <= 60.0
+
+
+def test_what_is_too_large_is_parked_once_there_is_room_to_say_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guarantee (A10): a full disk ends no sending. Mutant: only what receipts say is tried again."""
+    seal(bench.journal, 1)
+    bench.collector.faults.extend([too_large(), too_large()])
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.journal, "settle", _has_no_room)
+        assert bench.send() == "failed"
+    assert bench.journal.parked() == []
+    assert bench.send() == "progress"
+    assert [p.refusal for p in bench.journal.parked()] == [Refusal.TOO_LARGE]
+
+
+def _has_no_room(**_: object) -> None:
+    raise JournalFull
 
 
 @pytest.mark.parametrize("refusal", [r for r in Refusal if RULES[r].verdict == "park"])

@@ -109,6 +109,8 @@ def running(*command: str, errors: Path) -> Iterator[Running]:
                 said[what] = address
                 if what == "listening":
                     break
+            else:
+                raise RuntimeError(f"it did not start: {errors.read_text()[-1000:]}")
             yield Running(process, said["listening"], said.get("monitored", ""))
         finally:
             process.send_signal(signal.SIGTERM)

@@ -51,6 +51,9 @@ def fill(settings: config.Config, cells: int) -> int:
     lake = Lake(settings.lake_path)
     made = payloads()
     agents = [Agent(f"past-{i:02}", made) for i in range(len(AGENTS))]
+    with contextlib.closing(Landing(settings.landing)) as landing:
+        landing.bind(lake)
+        sealed_by = landing.id
     with contextlib.closing(Rollups(settings.rollups_path)) as rollups:
         rollups.begin(plan, hashed, [])
         for first in range(0, cells // ROWS, _SEALED):
@@ -59,7 +62,7 @@ def fill(settings: config.Config, cells: int) -> int:
                 sealed = agents[n % len(agents)].seal()
                 release = codec.open_sealed(sealed.header, sealed.payload)[0]
                 rows.append((n + 1, release, open_payload(release, sealed.payload, plan)))
-            lake.append(plan, hashed, rows, app_id="benchmark")
+            lake.append(plan, hashed, rows, app_id=sealed_by)
             rollups.add(plan, hashed, rows)
     return cells // ROWS // len(agents) // 24
 

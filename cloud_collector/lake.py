@@ -179,7 +179,7 @@ class Lake:
             try:
                 rows = log.rows(name).cast(table_schema(plan))
             except Exception as error:  # noqa: BLE001  # as above
-                raise StoreFailed(f"a file of the lake cannot be read ({type(error).__name__})") from None
+                raise self._unusable(f"a file of the lake cannot be read ({type(error).__name__})") from None
             yield from releases_in(plan, rows)
 
     def snapshot(self, plan: Plan, plan_hash: PlanHash) -> Snapshot:
@@ -187,7 +187,7 @@ class Lake:
         try:
             return self.log(plan, plan_hash).read()
         except Exception as error:  # noqa: BLE001  # of JSON, of Parquet, of the disk, with values in their text
-            raise StoreFailed(f"a table of the lake cannot be read ({type(error).__name__})") from None
+            raise self._unusable(f"a table of the lake cannot be read ({type(error).__name__})") from None
 
     def retired_us(self, plan: Plan, plan_hash: PlanHash) -> int | None:
         """Before which moment data was removed on purpose; None if none was."""
@@ -222,7 +222,8 @@ class Lake:
         except Exception as error:  # noqa: BLE001  # the libraries raise bare Exceptions, with values in their text
             self._failed |= isinstance(error, SyncFailed)
             where = "disk" if isinstance(self._store, FolderStore) else "bucket"
-            raise StoreFailed(f"the lake did not take a commit ({type(error).__name__}): look at the {where}") from None
+            name = type(error).__name__
+            raise self._unusable(f"the lake did not take a commit ({name}): look at the {where}") from None
 
 
 def _append(log: DeltaLog, now: Snapshot, *, plan: Plan, releases: Sequence[Row], app_id: str, restored: bool) -> None:
@@ -251,12 +252,11 @@ def _known(log: DeltaLog, now: Snapshot, doubtful: set[_Key]) -> set[_Key]:
     """
     if not doubtful:
         return set()
-    starts = sorted({start for _, _, start in doubtful})
-    first_us, last_us = to_us(starts[0]), to_us(starts[-1])
-    filters = [("window_start", ">=", starts[0]), ("window_start", "<=", starts[-1])]
+    starts = sorted({start for _, _, start in doubtful})  # these windows, not all between
+    filters = [("window_start", "in", starts)]
     found: set[_Key] = set()
     for one in now.files.values():
-        if one.may_hold(first_us, last_us + 1, None):
+        if any(one.may_hold(to_us(start), to_us(start) + 1, None) for start in starts):
             held = log.rows(one.name, columns=["tenant", "node", "window_start"], filters=filters)
             held = held.group_by(held.column_names).aggregate([])
             found.update(zip(*(held.column(name).to_pylist() for name in held.column_names), strict=True))

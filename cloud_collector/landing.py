@@ -112,8 +112,8 @@ class Landing:
         self._db = self._store.db
         try:
             found: Any = self._store.run(lambda: self._db.execute("SELECT id, restored_us FROM meta").fetchone())
-        except Broken:
-            kind = StoreFailed if isinstance(where, Path) else StoreUnavailable
+        except Broken as error:
+            kind = StoreFailed if error.fatal and isinstance(where, Path) else StoreUnavailable
             raise kind("the landing cannot be opened: look at the disk and the file's owner, or the server") from None
         self._settled = 0
         self._id, self._restored = str(found[0]), found[1] is not None

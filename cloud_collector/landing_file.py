@@ -11,6 +11,7 @@ Names stand once and rows carry numbers, so that the keys of a million agents st
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import apsw
 
-from cloud_collector.errors import ConfigInvalid, StoreFailed
+from cloud_collector.errors import ConfigInvalid, StoreFailed, StoreUnavailable
 from cloud_collector.landing_store import LAST_ID, Broken
 from cloud_collector.statuses import say_what_waits
 from cloud_collector.turns import turn
@@ -204,6 +205,7 @@ def opened(path: Path) -> apsw.Connection:
     """Open a landing, made for its owner alone when it is missing.
 
     Raises:
+        StoreUnavailable: the disk has no room, or another process holds the file: try again.
         StoreFailed: the file cannot be opened, or was written by a newer collector.
     """
     try:
@@ -213,9 +215,18 @@ def opened(path: Path) -> apsw.Connection:
         db = apsw.Connection(str(path))
         _prepare(db)
         sync_folder(path.parent)
-    except (apsw.Error, OSError):
-        raise StoreFailed("the landing cannot be opened: look at the disk and the file's owner") from None
+    except (apsw.Error, OSError) as error:
+        kind = StoreUnavailable if _passes(error) else StoreFailed
+        raise kind("the landing cannot be opened: look at the disk and the file's owner") from None
     return db
+
+
+def _passes(error: apsw.Error | OSError) -> bool:
+    """Whether it is for want of room, or of a turn."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    no_shared_memory = getattr(error, "extendedresult", None) == apsw.SQLITE_IOERR_SHMSIZE
+    return no_shared_memory or isinstance(error, apsw.FullError | apsw.BusyError)
 
 
 def sync_folder(folder: Path) -> None:

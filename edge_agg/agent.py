@@ -298,22 +298,28 @@ class Agent:
         if self._begun_s is None:
             self._begun_s = self.clock.since_boot_s()
         begun = self.timekeeper.boot + timedelta(seconds=self._begun_s)
-        for series in [] if self.history.start is not None else self.series:
-            first = self.journal.first_run(series.hash)
-            if first is None or (series.hash in self._new and self._was_wrong(series, first, begun)):
-                first = begun if series.closed_before is None else min(begun, series.closed_before)
-                try:
-                    self.journal.note_first_run(series.hash, first)
-                except JournalFull:
-                    self._disk_is_full(full=True)
-                    return False
-                self._new.add(series.hash)
-            series.span = Span(start=window_of(first, series.measurement.plan.every), end=series.span.end)
+        try:
+            self.journal.carry_first_runs([series.hash for series in self.series])
+            for series in [] if self.history.start is not None else self.series:
+                first = self._first_run(series, begun)
+                series.span = Span(start=window_of(first, series.measurement.plan.every), end=series.span.end)
+        except JournalFull:
+            self._disk_is_full(full=True)
+            return False
         return True
 
+    def _first_run(self, series: Series, begun: datetime) -> datetime:
+        first = self.journal.first_run(series.hash)
+        if first is None or (series.hash in self._new and self._was_wrong(series, first, begun)):
+            first = begun if series.closed_before is None else min(begun, series.closed_before)
+            self.journal.note_first_run(series.hash, first)
+            self._new.add(series.hash)
+        return first
+
     def _was_wrong(self, series: Series, first: datetime, begun: datetime) -> bool:
-        """Whether a first run was noted by a clock that has been set since, and nothing has closed by it."""
-        return series.closed_before is None and abs(begun - first) > self.timekeeper.max_jump
+        """Whether a first run was noted by a clock that has been set since, and nothing was drawn or closed by it."""
+        untouched = series.closed_before is None and series.drawn is None
+        return untouched and abs(begun - first) > self.timekeeper.max_jump
 
     def _see_ahead(self) -> None:
         """Take rows up to a day ahead of the clock, but not beyond a history's end; the limit never moves back."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edge_agg.contract.plan import Plan
     from edge_agg.ingest.source import Source
     from edge_agg.ingest.trouble import Trouble
+    from edge_agg.privacy.ledger import Budget
     from edge_agg.wire import Wire
 
 TUNING = {"agent": ("hold", "stop_s"), "collector": ("batch", "retry_first_s", "retry_limit_s")}
@@ -92,7 +93,7 @@ def build(
         table.name: Account(name=table.name, budget=budget_for(table, pays_for[table.name], journal))
         for table in config.account
     }
-    begun_with = {table.name: budget_for(table, pays_for[table.name]) for table in config.account}
+    begun_with = _begun_with(config, plans)
     start, end = span_of(config.history)
     history = Span(start=start, end=end)
     policy = _policy(config)
@@ -189,8 +190,8 @@ def retune(agent: Agent, old: Config, new: Config, plans: Sequence[Plan]) -> str
         return "more than tuning differs"
     if [plan_hash(plan) for plan in plans] != [one.hash for one in agent.series]:
         return "a plan differs"
-    policy = _policy(new)
-    if any(veto(policy, one.measurement, one.account.budget) != one.veto for one in agent.series):
+    policy, budgets = _policy(new), _begun_with(new, plans)
+    if any(veto(policy, one.measurement, budgets[one.account.name]) != one.veto for one in agent.series):
         return "the policy forbids other plans"
     agent.tuning = _tuning(new)
     agent.ceilings.memory_bytes = bytes_of(new.memory.limit)
@@ -200,6 +201,11 @@ def retune(agent: Agent, old: Config, new: Config, plans: Sequence[Plan]) -> str
         caller.retry_first_s = new.collector.retry_first_s
         caller.retry_limit_s = new.collector.retry_limit_s
     return None
+
+
+def _begun_with(config: Config, plans: Sequence[Plan]) -> dict[str, Budget]:
+    """What each account has before anything is charged: what a policy is held against, at the start and at a reload."""
+    return {table.name: budget_for(table, plans_of(config, plans, table.name)) for table in config.account}
 
 
 def _policy(config: Config) -> Policy:

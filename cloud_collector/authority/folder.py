@@ -172,7 +172,7 @@ class Authority:
             if held.kind == "server":
                 raise RequestInvalid("a server's certificate is renewed by `cloud-collector ca renew`")
             self._check_due(held)
-            return self._client(SpiffeId.parse(held.subject), key, _life(held))
+            return self._client(SpiffeId.parse(held.subject), key, self._life(held))
 
     def hand_out(self, folder: Path, key: ec.EllipticCurvePrivateKey, chain: bytes) -> None:
         """Write a key, its certificate and the roots as cert.pem, key.pem and ca.pem."""
@@ -191,7 +191,7 @@ class Authority:
         key, now, issuer = make.new_key(), self._now(), self._issuer()
         with self._index.changing():
             record = self._renewable(held.serial_number)
-            life = _life(record)
+            life = self._life(record)
             if record.kind == "server":
                 made = make.make_server(record.subject.split(), key.public_key(), issuer, now, life)
                 self._index.note(Issued.of(made, "server", record.subject, now, life=life))
@@ -281,11 +281,15 @@ class Authority:
     def _signer(self, which: keys.Which) -> make.Issuer:
         return keys.load(self._folder, which, self._unlock, self._now())
 
+    def _life(self, held: Issued) -> timedelta:
+        """How long the next certificate is for: what was asked for, not what an issuer's end left of it.
 
-def _life(held: Issued) -> timedelta:
-    """How long the next certificate is for: what was asked for, not what an issuer's end left of it.
-
-    Of what an older version issued only the outcome is on record, so it is at least what the kind has by default.
-    """
-    usual = make.CLIENT_LIFE if held.kind == "agent" else make.SERVER_LIFE
-    return max(held.ends - held.issued, usual) if held.life is None else held.life
+        Of what an older version issued only the outcome is on record: where an issuer's end cut it short, it is at
+        least what the kind has by default.
+        """
+        if held.life is not None:
+            return held.life
+        lived = held.ends - held.issued
+        cut = any(one.ends == held.ends for one in self._index.find() if one.kind not in {"agent", "analyst", "server"})
+        usual = make.CLIENT_LIFE if held.kind == "agent" else make.SERVER_LIFE
+        return max(lived, usual) if cut else lived

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge_agg.accounts import check_charged, journal_of
 from edge_agg.clock import SystemClock
 from edge_agg.config import load
 from edge_agg.doctor.around import (
@@ -19,7 +20,7 @@ from edge_agg.doctor.around import (
 )
 from edge_agg.doctor.finding import Finding, fine, odd, wrong
 from edge_agg.doctor.folder import examine_folder
-from edge_agg.errors import ConfigInvalid, PlanRefused
+from edge_agg.errors import ConfigInvalid, JournalFailed, PlanRefused
 from edge_agg.privacy.measurement import compile_plan
 from edge_agg.report.state import vetoes_of
 
@@ -60,11 +61,23 @@ def _rest(config: Config, plans: Sequence[Plan]) -> Iterator[Finding]:
     if all(not finding.remedy for finding in compiled):
         yield _policy(config, plans)
         yield from examine_folder(config)
+        yield from _accounts(config, plans)
     yield examine_clock(config, now=now)
     yield examine_collector(config)
     yield from examine_sources(config, plans)
     yield from examine_files(config, now=now)
     yield examine_process(config)
+
+
+def _accounts(config: Config, plans: Sequence[Plan]) -> Iterator[Finding]:
+    try:
+        with journal_of(config) as journal:
+            if journal is not None:
+                check_charged(config, plans, journal)
+    except ConfigInvalid as error:
+        yield wrong("accounts", str(error), "Put it back as it was: the agent does not start over other accounts.")
+    except JournalFailed:
+        return  # the ledger's finding says so
 
 
 def _plans(plans: Sequence[Plan]) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ from edge_agg.participation import as_array, record_units, spent_units
 from edge_agg.privacy.ledger import Book, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -373,6 +373,21 @@ class Journal:
         """When a plan first ran on live data, or None: it has no windows before."""
         us = self._file.one("SELECT since_us FROM first_run WHERE plan_hash=?", plan_hash)
         return None if us is None else from_us(us)
+
+    def carry_first_runs(self, plan_hashes: Iterable[PlanHash]) -> None:
+        """Have plans begin with the journal if an older version wrote it and they had closed no window yet; once.
+
+        Raises:
+            JournalFull: it was not noted.
+            JournalFailed: the process ends.
+        """
+        since_us = self._file.one("SELECT since_us FROM first_run WHERE plan_hash = x''")
+        if since_us is None:
+            return
+        with self._file.transaction():
+            rows = [(one, since_us) for one in plan_hashes]
+            self._file.db.executemany("INSERT OR IGNORE INTO first_run VALUES (?, ?)", rows)
+            self._file.db.execute("DELETE FROM first_run WHERE plan_hash = x''")
 
     def note_first_run(self, plan_hash: PlanHash, since: datetime) -> None:
         """Note when a plan first ran; once more where the clock turned out to have been wrong then.

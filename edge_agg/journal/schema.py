@@ -13,7 +13,7 @@ is; whatever way a file came here, it has the same tables.
 | release | one sealed release (T2); its payload goes once it is acked (T3) |
 | part | one file, or stretch of one, that was read to its end, and how far its rows can reach |
 | clock | one row: the wall time when somebody last looked |
-| first_run | a plan that ran on live data, and since when: it has no windows before |
+| first_run | a plan that ran on live data, and since when: no windows before (an empty hash: `carry_first_runs`) |
 | local_count | what the agent knows about its own data; it stays on the device |
 """
 
@@ -44,6 +44,7 @@ CREATE TABLE first_run (plan_hash BLOB PRIMARY KEY, since_us INTEGER NOT NULL) S
 _RUN_BEFORE = """
 INSERT INTO first_run SELECT plan_hash, created_us FROM journal,
   (SELECT plan_hash FROM charge UNION SELECT plan_hash FROM release);
+INSERT INTO first_run SELECT x'', created_us FROM journal WHERE NOT EXISTS (SELECT 1 FROM first_run);
 """
 _COVERS = """
 CREATE INDEX charge_covers ON charge (plan_hash, through_us) WHERE through_us IS NOT NULL;

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from edge_agg.config import discovery_of, horizon_of, load, plans_of
+from edge_agg.accounts import budget_for, journal_of
+from edge_agg.config import load, plans_of
 from edge_agg.errors import ConfigInvalid
 from edge_agg.preview.choice import Want, affordable, cheapest
 from edge_agg.preview.text import bounds_of, number, percent
@@ -101,11 +102,7 @@ def _affordable(measurement: Measurement, payer: Payer) -> float | None:
     if table is None:
         raise ConfigInvalid(f"{payer.config}: --account names none of its accounts")
     own = [plan for plan in plans_of(config, plans, table.name) if plan.name != measurement.plan.name]
-    budget = budget_of(
-        epsilon=table.epsilon,
-        delta=table.delta,
-        horizon=horizon_of(table),
-        discovery=discovery_of(table, [*own, measurement.plan]),
-    )
+    with journal_of(config) as journal:
+        budget = budget_for(table, [*own, measurement.plan], journal)
     start = datetime(1970, 1, 5, tzinfo=UTC)
     return affordable(measurement, budget, [demand_of(compile_plan(plan), start) for plan in own])

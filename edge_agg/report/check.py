@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edge_agg.accounts import check_charged, journal_of
+from edge_agg.accounts import check_charged, journal_of, spent_on_keys
 from edge_agg.clock import SystemClock
 from edge_agg.config import discovery_of, horizon_of, load, load_plan, plans_of
 from edge_agg.contract import arrow, codec
@@ -84,10 +84,12 @@ def check(path: Path, sites: int, *, what_if: Path | None = None, account: str |
     ]
     policy = Policy() if config.agent.policy is None else load_policy(Path(config.agent.policy))
     vetoed = set()
+    with journal_of(config) as journal:
+        spent = {name: spent_on_keys(table, journal) for name, table in accounts.items()}
     for plan, name in shown:
-        kept = discovery_of(accounts[name], [*plans_of(config, plans, name), plan])
-        _show_plan(console, plan, accounts[name], kept, sites)
-        if _show_vetoes(console, policy, plan, accounts[name], kept):
+        own = [*plans_of(config, plans, name), plan]
+        _show_plan(console, plan, accounts[name], discovery_of(accounts[name], own, spent[name]), sites)
+        if _show_vetoes(console, policy, plan, accounts[name], discovery_of(accounts[name], own)):
             vetoed.add(plan.name)
     _show_accounts(console, prospects(config, plans, now=SystemClock().now(), extra=extra, vetoed=vetoed), extra)
     if config.history is None:

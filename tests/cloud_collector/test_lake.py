@@ -21,7 +21,7 @@ from cloud_collector import backup, deltalog, failpoint, folderstore, telemetry
 from cloud_collector import lake as room
 from cloud_collector import sealer as sealing
 from cloud_collector.deltalog import DeltaLog, Snapshot
-from cloud_collector.errors import StoreFailed
+from cloud_collector.errors import StoreFailed, StoreUnavailable
 from cloud_collector.folderstore import FolderStore
 from cloud_collector.lake import Lake
 from cloud_collector.lake_rows import table_of, table_schema
@@ -690,3 +690,27 @@ def test_a_checkpoint_of_one_that_was_silent_is_not_named(
 ) -> None:
     """What it was made behind is gone by then. Mutant: it is named whatever happened meanwhile."""
     assert not turns_back(tmp_path, maker, monkeypatch)
+
+
+class Away:
+    """A bucket that does not answer."""
+
+    location = "s3://away"
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionError(name)
+
+
+@pytest.mark.parametrize("bucket", [True, False])
+def test_a_bucket_that_does_not_answer_is_no_failed_disk(maker: Maker, tmp_path: Path, *, bucket: bool) -> None:
+    """The exit code says to try again, and of a folder to look at the disk. Mutant: the other's word for it."""
+    away: Any = Away()
+    lake, one = Lake(away if bucket else tmp_path), maker.make()
+    if not bucket:
+        (tmp_path / maker.plan.name).write_text("where a folder should be")
+    with pytest.raises(StoreFailed) as caught:
+        lake.append(maker.plan, maker.hash, [(1, one.release, one.values)], app_id="a landing")
+    assert type(caught.value) is (StoreUnavailable if bucket else StoreFailed)
+    if bucket:
+        with pytest.raises(StoreUnavailable):
+            lake.snapshot(maker.plan, maker.hash)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -29,7 +30,7 @@ import pytest
 
 from cloud_collector import chain, landing_file, landing_tables, telemetry
 from cloud_collector import landing as room
-from cloud_collector.errors import Overloaded, StoreFailed
+from cloud_collector.errors import Overloaded, StoreFailed, StoreUnavailable
 from cloud_collector.landing import Landing, Verdict
 from cloud_collector.landing_server import LandingServer
 from edge_agg.contract import codec
@@ -670,3 +671,31 @@ def test_close_commits_what_waits_and_then_refuses(where: Path | Database, maker
         assert not where.with_name("landing.sqlite-wal").exists(), "a clean close leaves one file"
     with contextlib.closing(Landing(where)) as again:
         assert land(again, maker.make()) == [D]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (apsw.FullError("full"), StoreUnavailable),
+        (apsw.BusyError("held"), StoreUnavailable),
+        (OSError(errno.ENOSPC, "full"), StoreUnavailable),
+        (apsw.CorruptError("damaged"), StoreFailed),
+        (OSError(errno.EIO, "broken"), StoreFailed),
+    ],
+)
+def test_a_file_that_cannot_be_opened_for_want_of_room_is_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[StoreFailed]
+) -> None:
+    """The exit code tells a full disk, which passes, from one that failed. Mutant: both are failures."""
+
+    def prepare(_: apsw.Connection) -> None:
+        raise error
+
+    monkeypatch.setattr(landing_file, "_prepare", prepare)
+    with pytest.raises(StoreFailed) as caught:
+        Landing(path)
+    assert type(caught.value) is kind
+    monkeypatch.setattr(landing_file, "_passes", lambda _: False)
+    with pytest.raises(StoreFailed) as caught:
+        Landing(path)
+    assert type(caught.value) is StoreFailed

@@ -170,6 +170,21 @@ def test_an_account_is_retired_by_taking_its_plans_away(tmp_path: Path) -> None:
     assert started(config) == ""
 
 
+def test_a_plan_that_two_accounts_have_paid_for_may_stay_with_either(tmp_path: Path) -> None:
+    """It was moved before anybody looked: each has its charges, and no third comes in. Mutant: all must be the one."""
+    config = write_config(tmp_path)
+    charge(tmp_path, SOME)
+    charge(tmp_path, SOME, SOME, start=1, account="persons")
+    whole = config.read_text()
+    let_others_pay(config)
+    assert started(config) == ""
+    with_both = config.read_text()
+    config.write_text(with_both.replace('account = "persons"', 'account = "people"'))
+    assert started(config) == ""
+    config.write_text(whole)
+    assert "charges of account persons" in started(config)
+
+
 def test_a_plan_stays_with_the_account_that_it_was_charged_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A3: a plan that was charged is not paid for by another account. Mutant: only names are compared."""
     config = write_config(tmp_path)

@@ -512,6 +512,20 @@ def test_plans_of_an_older_journal_began_with_it_and_new_ones_did_not(folder: Pa
     opened.close()
 
 
+def test_plans_of_an_older_journal_that_had_closed_nothing_begin_with_it_once(folder: Path) -> None:
+    """Guarantee: their rows wait in the spool; what is added in a later life begins then. Mutant: carried in each."""
+    version_3(folder)
+    db = apsw.Connection(str(folder / "journal.sqlite"))
+    db.execute("DELETE FROM charge; DELETE FROM release")
+    db.close()
+    later = PlanHash(b"n" * 32)
+    for plans, first in (((PLAN,), None), ((PLAN, later), None)):
+        opened = Journal.open(folder, "node", now=MONDAY + 4 * WEEK)
+        opened.carry_first_runs(plans)
+        assert [opened.first_run(plan) for plan in (PLAN, later)] == [MONDAY, first]
+        opened.close()
+
+
 @pytest.mark.parametrize("write", [version_1, version_2, version_3])
 def test_an_older_journal_can_be_looked_at_before_it_is_upgraded(folder: Path, write: Callable[[Path], Sealed]) -> None:
     """Guarantee: what a person asks after an upgrade is answered, and the file stays as it was until the agent runs."""

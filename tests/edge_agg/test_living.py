@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from datetime import timedelta
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -16,12 +17,14 @@ from edge_agg.assembly import build
 from edge_agg.ceilings import Ceilings
 from edge_agg.clock import wait_first
 from edge_agg.config import load
-from edge_agg.contract.release import Status
+from edge_agg.contract.plan import PlanHash
+from edge_agg.contract.release import Charge, Status
 from edge_agg.errors import JournalFull
 from edge_agg.ingest.source import Cause, Frame, InletFull
 from edge_agg.journal import Journal
 from edge_agg.notify import Notifier
 from edge_agg.privacy import noise
+from edge_agg.privacy.ledger import Entry
 from edge_agg.telemetry import Event
 from tests.fakes import (
     DAY,
@@ -588,3 +591,27 @@ def test_a_reload_changes_tuning_and_nothing_else(box: Box) -> None:
         (Event.CONFIG_REFUSED, "the policy forbids other plans"),
         (Event.CONFIG_REFUSED, "invalid"),
     ]
+
+
+def test_a_reload_judges_the_policy_as_the_start_did(box: Box) -> None:
+    """Guarantee: delta that a retired plan took for keys is set apart by the account, and forbids nothing.
+
+    Mutant: a reload holds the policy against what is left of the account.
+    """
+    policy = box.home / "policy.toml"
+    policy.write_text('[horizon]\nover = "365d"\nepsilon = 1000.0\ndelta = 1e-8\n')
+    box.config.write_text(box.config.read_text().replace("[agent]", '[agent]\npolicy = "policy.toml"'))
+    old, _ = load(box.config)
+
+    async def spend(agent: Agent, _: Pushed) -> None:
+        entry = Entry(window_start=MONDAY - 30 * DAY, charge=Charge(rho=Fraction(1, 10**6), delta=Fraction(1, 10**7)))
+        agent.journal.charge(account="people", plan_hash=PlanHash(b"k" * 32), name="keys", text="", entry=entry)
+
+    async def reload(agent: Agent, _: Pushed) -> None:
+        assert agent.series[0].account.budget.delta > 0
+        process.reload(agent, box.config, old, Notifier())
+
+    box.live(spend)
+    box.live(reload)
+    told = [(event, said.get("reason")) for event, said in box.said if event.value.startswith("config_")]
+    assert told == [(Event.CONFIG_RELOADED, None)]

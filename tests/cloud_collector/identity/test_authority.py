@@ -205,14 +205,29 @@ def test_what_an_issuers_end_cut_short_is_whole_again_below_the_next(
     """A renewal is for as long as was asked for, whatever was left of it. Mutant: for as long as the last one."""
     (tmp_path / "real").mkdir()
     assert lives_after_another_issuer(tmp_path / "real") == [LIFE, LIFE]
-    monkeypatch.setattr(folder, "_life", lambda held: held.ends - held.issued)
+    monkeypatch.setattr(Authority, "_life", lambda _, held: held.ends - held.issued)
     (tmp_path / "mutant").mkdir()
     assert max(lives_after_another_issuer(tmp_path / "mutant")) < HOUR
 
 
 def test_an_index_that_knows_no_lives_is_taken_over(tmp_path: Path) -> None:
-    """What an older version issued, perhaps cut short, is renewed for as long as its kind is by default."""
+    """What an older version issued and an issuer's end cut short is renewed for as long as its kind is by default."""
     assert lives_after_another_issuer(tmp_path, forget=True) == [make.CLIENT_LIFE, make.SERVER_LIFE]
+
+
+def test_what_an_older_version_issued_for_a_short_life_keeps_it(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No issuer's end cut it: it was meant so. Mutant: every certificate of that time gets its kind's default."""
+    now = datetime.now(UTC)
+    with fleet.authority(now=lambda: now - 2 * HOUR) as authority:
+        key = make.new_key().public_key()
+        held = leaf(authority.issue_client(authority.id_of("acme", "jfk"), key, 3 * HOUR))
+        authority._index._db.execute("DELETE FROM lives")
+    with fleet.authority() as authority:
+        after = renewed(authority, held)
+        assert after.not_valid_after_utc - now < 4 * HOUR
+    monkeypatch.setattr(Authority, "_life", lambda _, held: max(held.ends - held.issued, make.CLIENT_LIFE))
+    with fleet.authority() as authority:
+        assert renewed(authority, held).not_valid_after_utc - now > 4 * HOUR
 
 
 def test_serials_are_random_and_on_record(fleet: Fleet) -> None:

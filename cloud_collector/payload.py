@@ -71,6 +71,12 @@ def shape_of(plan_hash: PlanHash, plan: Plan) -> Shape:
     return shape
 
 
+def most_bytes(plan_hash: PlanHash, plan: Plan) -> int:
+    """The bytes of a release's values before they are compressed; 0 where the plan discovers keys, so nobody knows."""
+    shape = shape_of(plan_hash, plan)
+    return 0 if shape.key is not None else 8 * shape.cells * len(shape.columns)
+
+
 def fits_rows(release: Release, plan: Plan) -> bool:
     """Whether a released payload may have so many rows: all public cells, or those of each key that fits."""
     shape = shape_of(release.plan_hash, plan)

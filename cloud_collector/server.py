@@ -29,6 +29,7 @@ from cloud_collector.lake import Lake
 from cloud_collector.landing import Landing
 from cloud_collector.listener import Services, listening
 from cloud_collector.monitor import Monitor
+from cloud_collector.payload import most_bytes
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.query import Query
 from cloud_collector.retention import Retention
@@ -258,6 +259,8 @@ def registry_of(config: Config, *, first: bool = True) -> tuple[PlanRegistry, Re
         except PlanInvalid as error:
             raise ConfigInvalid(f"{entry.path.name}: {error}") from None
         retention.wish(added, entry.retention)
+        if first and (values := most_bytes(added.hash, added.plan)) > config.max_message_bytes:
+            emit(Event.PLAN_LARGE, plan=added.plan.name, version=added.plan.version, bytes=values)
     return registry, retention
 
 

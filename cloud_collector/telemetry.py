@@ -57,6 +57,9 @@ class Event(StrEnum):
     """Releases moved from the landing to the lake. Fields: releases, plan, version."""
     LAKE_TIDIED = "lake_tidied"
     """Files of a table were joined, or leftovers removed. Fields: plan, version, joined, removed (counts of files)."""
+    PLAN_LARGE = "plan_large"
+    """A release of a plan may be larger than `max_message_bytes` takes; its agent would put it aside. Fields: plan,
+    version, bytes (of its values before they are compressed)."""
     PLANS_UNREAD = "plans_unread"
     """Plans that other machines registered cannot be read; those that are known go on. Fields: cause (a class name)."""
     UPKEEP_FAILED = "upkeep_failed"

@@ -19,14 +19,18 @@ from cloud_collector.errors import ConfigInvalid, StoreFailed
 from cloud_collector.groups import Groups
 from cloud_collector.lake import OWNER, Lake
 from cloud_collector.landing import Landing
+from cloud_collector.payload import most_bytes
 from cloud_collector.plans import PlanRegistry
 from cloud_collector.sealer import Sealer
 from cloud_collector.sealing import Turns
 from cloud_collector.telemetry import Event
 from cloud_collector.upkeep import Upkeep
 from edge_agg.contract import codec
+from edge_agg.contract.cells import n_cells
+from edge_agg.contract.plan import plan_hash
 from edge_agg.contract.release import Status
 from edge_agg.contract.v1 import collector_pb2
+from edge_agg.contract.vectors import payload_columns
 from tests.cloud_collector.front import PLAN, PLAN_TEXT, push, release, running, week
 
 if TYPE_CHECKING:
@@ -348,3 +352,15 @@ def test_a_folder_with_a_landing_is_no_place_for_one_on_a_server(tmp_path: Path)
     ):
         server.bind(config, landing, lake, PlanRegistry(config.plans_path))
     assert lake.owner() is None
+
+
+def test_a_plan_whose_release_may_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before an agent has charged for a release that nobody takes. Mutant: the number of cells alone is looked at."""
+    said: list[tuple[Event, dict[str, Any]]] = []
+    monkeypatch.setattr(server, "emit", lambda event, **fields: said.append((event, fields)))
+    bytes_ = most_bytes(plan_hash(PLAN), PLAN)
+    assert bytes_ == 8 * n_cells(PLAN) * len(payload_columns(PLAN)) > 8 * n_cells(PLAN)
+    for limit, named in ((bytes_, []), (bytes_ - 1, [bytes_])):
+        said.clear()
+        server.registry_of(settings(tmp_path, max_message_bytes=limit))
+        assert [fields["bytes"] for event, fields in said if event is Event.PLAN_LARGE] == named

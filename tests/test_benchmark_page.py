@@ -49,5 +49,5 @@ def test_a_record_of_a_run_is_read_again() -> None:
 
 def test_a_bar_at_its_limit_carries_what_is_known_of_it() -> None:
     """Guarantee: a run that met it does not hide the runs that missed it."""
-    assert "2 of 6 quiet runs missed it" in page._verdict(Bar(name="floor_ratio_A_10M-1M-string", value=9.9, limit=10))
+    assert "3 of 7 quiet runs missed it" in page._verdict(Bar(name="floor_ratio_A_10M-1M-string", value=9.9, limit=10))
     assert page._verdict(Bar(name="peak_rss_mb", value=500, limit=400)) == "missed"

@@ -487,6 +487,19 @@ def test_a_failed_sync_is_never_tried_again(
     assert len(landing.unsealed(10)) == 1
 
 
+def syncs_noted(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of what is synced from now on."""
+    synced: set[str] = set()
+    sync = folderstore.sync
+
+    def noted(path: Path) -> None:
+        sync(path)
+        synced.add(path.name)
+
+    monkeypatch.setattr(folderstore, "sync", noted)
+    return synced
+
+
 def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(
     landing: Landing, lake: Lake, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,14 +510,7 @@ def test_what_a_killed_process_left_unsynced_is_synced_by_the_next(
             Sealer(landing, lake, maker.plan_of).seal()
     assert len(read(lake, maker)) == 10
     fresh = Lake(tmp_path / "a lake é" / "tables")
-    synced: set[str] = set()
-    sync = folderstore.sync
-
-    def noted(path: Path) -> None:
-        sync(path)
-        synced.add(path.name)
-
-    monkeypatch.setattr(folderstore, "sync", noted)
+    synced = syncs_noted(monkeypatch)
     assert Sealer(landing, fresh, maker.plan_of).seal() == 1
     assert {Path(file).name for file in fresh.files(maker.plan, maker.hash)} | {"_delta_log"} <= synced
     assert len(read(fresh, maker)) == 10
@@ -523,14 +529,7 @@ def test_what_another_process_left_unsynced_is_synced_by_one_that_runs(
         patch.setattr(failpoint, "armed", lambda name: _crash() if name == "log_linked" else None)
         with pytest.raises(Crash):
             Sealer(landing, Lake(tmp_path / "a lake é" / "tables"), maker.plan_of).seal()
-    synced: set[str] = set()
-    sync = folderstore.sync
-
-    def noted(path: Path) -> None:
-        sync(path)
-        synced.add(path.name)
-
-    monkeypatch.setattr(folderstore, "sync", noted)
+    synced = syncs_noted(monkeypatch)
     if mutant:
         monkeypatch.setattr(DeltaLog, "settle", lambda _: None)
     assert sealer.seal() == 1

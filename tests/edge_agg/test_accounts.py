@@ -16,6 +16,7 @@ from edge_agg.audit.recount import recount
 from edge_agg.config import discovery_of, load
 from edge_agg.contract.plan import parse_plan, plan_hash
 from edge_agg.contract.release import Charge
+from edge_agg.doctor.examine import examine
 from edge_agg.errors import BudgetExhausted, ConfigInvalid
 from edge_agg.journal import Journal
 from edge_agg.privacy.ledger import Budget, Entry, check_room
@@ -194,3 +195,13 @@ def test_a_plan_stays_with_the_account_that_it_was_charged_to(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "charged", lambda _: {("people", b"")})
         assert started(config) == ""
+
+
+def test_a_doctor_names_an_account_that_keeps_the_agent_from_starting(tmp_path: Path) -> None:
+    """The same sentence that the agent ends with. Mutant: the journal's charges are not looked at."""
+    config = write_config(tmp_path)
+    charge(tmp_path, SOME)
+    assert [one for one in examine(config).findings if one.about == "accounts"] == []
+    let_others_pay(config)
+    found = [one.said for one in examine(config).findings if one.about == "accounts"]
+    assert found == ["$.plan[0].account: the journal has charged this plan to account people"]
